@@ -1,0 +1,89 @@
+"""The configuration tree: frozen groups of plain values, resolved once before anything is loaded.
+
+No field means "automatic": `config/resolve.py` has put a value in each and recorded why. The tree crosses the
+process boundary to the engine core as JSON, so every field is a plain value.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+Device = Literal["cpu", "cuda"]
+DType = Literal["float32", "bfloat16", "float16"]
+Mix = Literal["always", "never"]
+Policy = Literal["fcfs", "lpm"]
+
+DTYPE_BYTES: dict[DType, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
+
+
+class ModelConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Which weights, and how they are computed."""
+
+    path: str  # a folder in Hugging Face layout
+    tokenizer_path: str = ""  # folder of tokenizer.json; "": `path`
+    dtype: DType = "float32"  # of weights and activations
+    device: Device = "cpu"
+    threads: int = 1  # CPU threads of the worker's operations
+    load_format: Literal["safetensors"] = "safetensors"
+    served_model_name: str = "default"  # the name clients use
+    weight_version: str = "default"  # part of every cache key (P13)
+    revision: str | None = None  # of a hub id
+    seed: int = 0  # draws the seed of requests that carry none
+
+
+class CacheConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The pool of KV pages. One page holds `page_size` tokens of all layers."""
+
+    page_size: int = 16  # tokens
+    num_pages: int = 256
+    kv_dtype: DType = "float32"
+    prefix_cache: bool = True  # keep finished pages and reuse them for equal prefixes
+
+    @property
+    def num_tokens(self) -> int:
+        return self.page_size * self.num_pages
+
+
+class SchedulerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How steps are composed. `resolve` guarantees `step_tokens >= max_running`."""
+
+    max_running: int = 16  # rows: requests that hold KV at once
+    step_tokens: int = 256  # most tokens of one forward pass
+    max_context: int = 1024  # most tokens of prompt + output of one request
+    mix: Mix = "always"  # may prompt chunks and single-token rows share a step
+    policy: Policy = "fcfs"  # order of admission
+    conservativeness: float = 1.0  # scales the share of expected output reserved at admission
+    max_queued: int = 1024  # waiting requests; more are refused with 429
+    depth: int = 0  # steps launched ahead of the one whose tokens are known
+    prefill_wait: bool = True  # wait for a prefix that another request is computing
+
+
+class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The HTTP side."""
+
+    host: str = "127.0.0.1"
+    port: int = 30000
+    api_key: str | None = None
+    chat_template: str | None = None  # file that replaces the model folder's template
+    sampling_defaults: Literal["model", "openai"] = "model"  # whose defaults fill absent sampling fields
+    log_level: Literal["debug", "info", "warning", "error", "critical"] = "info"
+    watchdog_timeout: float = 300.0  # seconds without progress after which the core is declared dead
+
+
+class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Everything that an engine and its server need to start."""
+
+    model: ModelConfig
+    cache: CacheConfig = CacheConfig()
+    scheduler: SchedulerConfig = SchedulerConfig()
+    server: ServerConfig = ServerConfig()
+
+    def to_json(self) -> bytes:
+        return msgspec.json.encode(self)
+
+    @classmethod
+    def from_json(cls, data: bytes | str) -> EngineConfig:
+        """Raises msgspec.ValidationError on an unknown field or a wrong type."""
+        return msgspec.json.decode(data, type=cls)
