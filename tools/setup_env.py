@@ -1,7 +1,8 @@
 """Make the virtual environment that the Makefile's targets run in; does nothing when it is up to date.
 
 Standard library only, and any Python >= 3.8 can start it, so that a wrong Python gets a clear message.
-Up to date means: the stamp in the environment was written for the same pyproject.toml, torch, Python and path.
+Up to date means that the stamp in the environment was written for the same pyproject.toml, torch, Python and
+path.
 """
 
 from __future__ import annotations
@@ -111,7 +112,7 @@ def run(command: list[str]) -> None:
     if result.returncode != 0:
         fail(
             f"this command failed with status {result.returncode}:\n  {' '.join(command)}\n"
-            "Its output is above. Without network access, point pip at a mirror (PIP_INDEX_URL, PIP_FIND_LINKS)."
+            "Its output is above. Without network access, name a mirror in PIP_INDEX_URL or PIP_FIND_LINKS."
         )
 
 

@@ -1,0 +1,1 @@
+"""House rules of the tree, as a program: `python -m tools.check`. Standard library only."""
