@@ -1,0 +1,204 @@
+"""The flags of an engine and its server, as data. Names and defaults are those of SGLang where it has them.
+
+`Args` is the whole table: one attribute per flag (`--page-size` is `page_size`), with its default, bounds,
+help and the configuration fields it decides in the metadata. The command line, `Engine(**kwargs)`, the help
+text and the reference in the docs are all made from it. None means that `config/resolve.py` derives the value.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, Literal
+
+Kind = Literal["text", "int", "float", "bool", "size", "path"]
+Value = str | int | float | bool | None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Flag:
+    """How one flag is written and what it may be. `sets` names configuration fields; it is empty for a flag
+    of a command (bench, chat, make-model)."""
+
+    kind: Kind
+    help: str
+    sets: tuple[str, ...] = ()
+    aliases: tuple[str, ...] = ()  # further spellings, with dashes
+    choices: tuple[str, ...] = ()
+    low: float | None = None
+    high: float | None = None
+    also: tuple[float, ...] = ()  # values allowed outside of [low, high]
+    metavar: str = ""
+    group: str = ""
+
+
+def flag(
+    kind: Kind,
+    help: str,
+    *,
+    default: Value = None,
+    sets: str = "",
+    aliases: tuple[str, ...] = (),
+    choices: tuple[str, ...] = (),
+    low: float | None = None,
+    high: float | None = None,
+    also: tuple[float, ...] = (),
+    metavar: str = "",
+    group: str = "",
+) -> Any:
+    """A dataclass field that is a command-line flag. `sets`: configuration fields, separated by blanks."""
+    if kind == "bool" and default is None:
+        default = False
+    meta = Flag(
+        kind=kind, help=help, sets=tuple(sets.split()), aliases=aliases, choices=choices,
+        low=low, high=high, also=also, metavar=metavar, group=group,
+    )  # fmt: skip
+    return dataclasses.field(default=default, metadata={"flag": meta})
+
+
+def flags_of(table: type) -> Mapping[str, Flag]:
+    """The flags that a dataclass declares: attribute name -> Flag, in order."""
+    return {f.name: f.metadata["flag"] for f in dataclasses.fields(table) if "flag" in f.metadata}
+
+
+def spelling(attribute: str) -> str:
+    """`page_size` -> `--page-size`."""
+    return "--" + attribute.replace("_", "-")
+
+
+DTYPES = ("auto", "float32", "float", "bfloat16", "float16", "half")
+LOG_LEVELS = ("debug", "info", "warning", "error", "critical")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Args:
+    """What the user asked for, checked for type and range flag by flag; not yet resolved."""
+
+    model_path: str | None = flag(
+        "text", "model: a folder in Hugging Face layout, or a hub id where a hub is reachable. "
+        "Default: the bundled model, seedling", sets="model.path", aliases=("--model",), group="model",
+    )  # fmt: skip
+    tokenizer_path: str | None = flag(
+        "text", "folder of tokenizer.json, if not the model's", sets="model.tokenizer_path", group="model"
+    )
+    revision: str | None = flag(
+        "text", "branch, tag or commit of a hub id", sets="model.revision", group="model"
+    )
+    load_format: str = flag(
+        "text", "format of the weight files", default="auto", choices=("auto", "safetensors"),
+        sets="model.load_format", group="model",
+    )  # fmt: skip
+    dtype: str = flag(
+        "text", "of weights and activations. auto: the checkpoint's own, or float32 on a CPU without "
+        "bfloat16 arithmetic", default="auto", choices=DTYPES, sets="model.dtype cache.kv_dtype",
+        group="model",
+    )  # fmt: skip
+    device: str = flag(
+        "text", "where to compute. auto: an NVIDIA GPU if there is one", default="auto",
+        choices=("auto", "cpu", "cuda"), sets="model.device", group="model",
+    )  # fmt: skip
+    cpu_threads: int | None = flag(
+        "int", "threads of the CPU operations. Default: OMP_NUM_THREADS, else the cores this process may use",
+        sets="model.threads", low=1, high=1024, group="model",
+    )  # fmt: skip
+    context_length: int | None = flag(
+        "int", "most tokens of prompt and output together. Default: the model's, or what the KV pool holds",
+        sets="scheduler.max_context", low=2, group="model",
+    )  # fmt: skip
+    served_model_name: str | None = flag(
+        "text", "the name that clients use. Default: the model path as given",
+        sets="model.served_model_name", group="model",
+    )  # fmt: skip
+    weight_version: str = flag(
+        "text", "label of the weights; part of every prefix cache key", default="default",
+        sets="model.weight_version", group="model",
+    )  # fmt: skip
+    random_seed: int | None = flag(
+        "int", "draws the seed of requests that carry none. Default: drawn at start", sets="model.seed",
+        low=0, high=2**63 - 1, group="model",
+    )  # fmt: skip
+
+    page_size: int = flag(
+        "int", "tokens of one KV page, the unit of prefix sharing", default=16, sets="cache.page_size",
+        low=1, high=1024, group="memory",
+    )  # fmt: skip
+    max_total_tokens: int | None = flag(
+        "int", "tokens that the KV pool holds. Default: max-running-requests x context-length, as far as "
+        "memory goes", sets="cache.num_pages", low=2, group="memory",
+    )  # fmt: skip
+    kv_memory: int | None = flag(
+        "size", "size of the KV pool in bytes, e.g. 4GiB (instead of --max-total-tokens)",
+        sets="cache.num_pages", metavar="SIZE", low=1, group="memory",
+    )  # fmt: skip
+    mem_fraction_static: float | None = flag(
+        "float", "cap: weights and KV pool together take at most this share of the device's memory",
+        sets="cache.num_pages", low=0.01, high=1.0, group="memory",
+    )  # fmt: skip
+    disable_radix_cache: bool = flag(
+        "bool", "compute every prompt from its first token", sets="cache.prefix_cache scheduler.prefill_wait",
+        group="memory",
+    )  # fmt: skip
+
+    max_running_requests: int | None = flag(
+        "int", "requests computed at once. Default: 64 on a CPU, 256 on a GPU", sets="scheduler.max_running",
+        low=1, high=4096, group="scheduling",
+    )  # fmt: skip
+    max_queued_requests: int = flag(
+        "int", "requests that may wait; more are refused with 429", default=1024, sets="scheduler.max_queued",
+        low=1, group="scheduling",
+    )  # fmt: skip
+    chunked_prefill_size: int | None = flag(
+        "int", "most tokens of one step; longer prompts are computed in chunks. -1: whole prompts. "
+        "Default: 512 on a CPU, 2048 to 16384 by memory on a GPU", sets="scheduler.step_tokens", low=1,
+        also=(-1,), group="scheduling",
+    )  # fmt: skip
+    max_prefill_tokens: int = flag(
+        "int", "bound on the tokens of one step whatever the chunk size; a whole prompt may exceed it",
+        default=16384, sets="scheduler.step_tokens", low=1, group="scheduling",
+    )  # fmt: skip
+    schedule_policy: str = flag(
+        "text", "order of admission: first come, or longest cached prefix", default="fcfs",
+        choices=("fcfs", "lpm"), sets="scheduler.policy", group="scheduling",
+    )  # fmt: skip
+    schedule_conservativeness: float = flag(
+        "float", "scales the memory kept for outputs at admission; higher admits later and preempts less",
+        default=1.0, sets="scheduler.conservativeness", low=0.0, high=10.0, group="scheduling",
+    )  # fmt: skip
+    mix: str | None = flag(
+        "text", "may prompt chunks share a step with requests that generate. Default: always",
+        choices=("always", "never"), sets="scheduler.mix", group="scheduling",
+    )  # fmt: skip
+    enable_mixed_chunk: bool = flag("bool", "same as --mix always", sets="scheduler.mix", group="scheduling")
+    overlap_depth: int | None = flag(
+        "int", "steps launched before the tokens of the last one are known. Default: 1 on a GPU, 0 on a CPU",
+        sets="scheduler.depth", low=0, high=2, group="scheduling",
+    )  # fmt: skip
+    disable_overlap_schedule: bool = flag(
+        "bool", "same as --overlap-depth 0", sets="scheduler.depth", group="scheduling"
+    )
+
+    host: str = flag("text", "address to listen on", default="127.0.0.1", sets="server.host", group="server")
+    port: int = flag(
+        "int", "port to listen on", default=30000, sets="server.port", low=1, high=65535, group="server"
+    )
+    api_key: str | None = flag(
+        "text", "required from clients as a Bearer token", sets="server.api_key", group="server"
+    )
+    chat_template: str | None = flag(
+        "path", "Jinja file that replaces the model folder's chat template", sets="server.chat_template",
+        group="server",
+    )  # fmt: skip
+    sampling_defaults: str = flag(
+        "text", "what fills absent sampling fields: the model's generation_config.json, or OpenAI's defaults",
+        default="model", choices=("model", "openai"), sets="server.sampling_defaults", group="server",
+    )  # fmt: skip
+    log_level: str = flag(
+        "text", "least severe messages to print", default="info", choices=LOG_LEVELS, sets="server.log_level",
+        group="server",
+    )  # fmt: skip
+    watchdog_timeout: float = flag(
+        "float", "seconds without progress after which the engine is declared dead", default=300.0,
+        sets="server.watchdog_timeout", low=1.0, high=86400.0, group="server",
+    )  # fmt: skip
+
+    accepted: tuple[str, ...] = ()  # flags of the reference that ask for what is always so
