@@ -1,0 +1,345 @@
+"""Prefix cache: a radix tree of KV pages (RadixAttention, Zheng et al. 2023, arXiv:2312.07104).
+
+An edge of the tree covers whole pages, and its node owns them. A request holds a `Lease`: a path of the tree,
+locked, followed by pages of its own. `publish` moves verified pages from the lease to the tree. When the tree
+already holds the same tokens, the lease adopts the tree's pages and frees its copy: kernels are batch-invariant, so
+the two hold the same bits, and every prefix is stored once.
+
+Only this module changes pages, nodes and leases.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+from trunkline.cache.pages import PagePool
+from trunkline.types import CacheKey
+
+
+@dataclass(eq=False, slots=True)
+class Node:
+    """One edge of the tree. `tokens` has `page_size` entries per page.
+
+    `locks` counts the leases that end here or below, so an unlocked node has no locked descendant.
+    """
+
+    parent: Node | None
+    tokens: list[int] = field(default_factory=list)
+    pages: list[int] = field(default_factory=list)
+    children: dict[tuple[int, ...], Node] = field(default_factory=dict)  # by the tokens of their first page
+    locks: int = 0
+    last_use: int = 0
+    key: CacheKey | None = None  # of a root
+
+
+@dataclass(eq=False, slots=True)
+class Lease:
+    """What one request holds: `pages` is its page table; the first `num_shared` of them belong to the tree.
+
+    Read-only to everybody but the cache.
+    """
+
+    key: CacheKey
+    node: Node
+    pages: list[int]
+    num_shared: int
+
+
+@dataclass(frozen=True, slots=True)
+class Swap:
+    """Entries `[start, start + len(pages))` of a lease's page table changed to the tree's identical pages."""
+
+    start: int
+    pages: list[int]
+
+
+class PrefixCache:
+    """Owner of the page pool and of the tree over it.
+
+    With `enabled=False` nothing is ever shared; pages are handed out and taken back all the same.
+    """
+
+    def __init__(self, num_pages: int, page_size: int, enabled: bool = True) -> None:
+        if page_size < 1:
+            raise ValueError(f"page_size must be at least 1, got {page_size}")
+        self.page_size = page_size
+        self.enabled = enabled
+        self.evicted_tokens = 0  # counter since start
+        self._pool = PagePool(num_pages)
+        self._roots: dict[CacheKey, Node] = {}
+        self._leases: set[Lease] = set()
+        self._clock = 0
+        self._evictable = 0  # pages of unlocked nodes
+        self._num_nodes = 0
+        self._offers = 0
+        self._by_age: list[tuple[int, int, Node]] = []  # heap over unlocked leaves; entries may be stale
+
+    # ------------------------------------------------------------------ sizes
+    @property
+    def num_pages(self) -> int:
+        return self._pool.num_pages
+
+    @property
+    def free_pages(self) -> int:
+        return self._pool.num_free
+
+    @property
+    def evictable_pages(self) -> int:
+        return self._evictable
+
+    @property
+    def available_pages(self) -> int:
+        """Pages that `grow` can hand out: free ones, and those of unlocked nodes."""
+        return self._pool.num_free + self._evictable
+
+    def pages_for(self, num_tokens: int) -> int:
+        return -(-num_tokens // self.page_size)
+
+    # ------------------------------------------------------------------ lookup
+    def match_length(self, key: CacheKey, tokens: Sequence[int], limit: int) -> int:
+        """Tokens of the longest cached prefix of `tokens[:limit]`, in whole pages. Changes nothing."""
+        return sum(count for _, count in self._walk(key, tokens, limit)) * self.page_size
+
+    def _walk(self, key: CacheKey, tokens: Sequence[int], limit: int) -> Iterator[tuple[Node, int]]:
+        """Yield (node, matched pages) down the tree along `tokens[:limit]`; the last may match in part."""
+        node = self._roots.get(key)
+        if node is None:
+            return
+        size, at = self.page_size, 0
+        while limit - at >= size:
+            child = node.children.get(tuple(tokens[at : at + size]))
+            if child is None:
+                return
+            matched = self._common_pages(child, tokens, at, limit)
+            yield child, matched
+            if matched < len(child.pages):
+                return
+            node, at = child, at + matched * size
+
+    def _common_pages(self, node: Node, tokens: Sequence[int], at: int, limit: int) -> int:
+        """Leading pages of `node` equal to `tokens[at:limit]`; the first page is known to be."""
+        size = self.page_size
+        high = min(len(node.pages), (limit - at) // size)
+        if tokens[at : at + high * size] == node.tokens[: high * size]:
+            return high
+        low = 1  # invariant: `low` pages match, `high` pages do not
+        while high - low > 1:
+            middle = (low + high) // 2
+            if tokens[at + low * size : at + middle * size] == node.tokens[low * size : middle * size]:
+                low = middle
+            else:
+                high = middle
+        return low
+
+    # ------------------------------------------------------------------ leases
+    def acquire(self, key: CacheKey, tokens: list[int], limit: int) -> Lease:
+        """Lock the longest cached prefix of `tokens[:limit]` and return a lease of it (maybe empty).
+
+        `limit` is at most `len(tokens) - 1`: the last token is always computed, its logits are needed.
+        """
+        node = self._roots.get(key)
+        if node is None:
+            node = self._roots[key] = Node(parent=None, key=key)
+        pages: list[int] = []
+        for child, matched in list(self._walk(key, tokens, limit)):
+            node = child if matched == len(child.pages) else self._split(child, matched)
+            pages += node.pages
+        lease = Lease(key, node, pages, len(pages))
+        self._lock(node)
+        self._leases.add(lease)
+        return lease
+
+    def grow(self, lease: Lease, num_tokens: int) -> bool:
+        """Give the lease pages for `num_tokens` tokens in all, evicting if need be.
+
+        Returns False, with nothing changed, when that many pages are not to be had.
+        """
+        need = self.pages_for(num_tokens) - len(lease.pages)
+        if need <= 0:
+            return True
+        if need > self.available_pages:
+            return False
+        if need > self._pool.num_free:
+            self._evict(need - self._pool.num_free)
+        lease.pages += self._pool.take(need)
+        return True
+
+    def publish(self, lease: Lease, tokens: list[int], num_tokens: int) -> Swap | None:
+        """Share the full pages of `tokens[:num_tokens]`, whose KV is computed and verified.
+
+        Returns the entries of the lease's page table that changed, if any.
+        """
+        size, start = self.page_size, lease.num_shared
+        full = num_tokens // size
+        if not self.enabled or full <= start:
+            return None
+        swapped = 0
+        while lease.num_shared < full:
+            at = lease.num_shared
+            child = lease.node.children.get(tuple(tokens[at * size : (at + 1) * size]))
+            if child is None:
+                self._append(lease, tokens[at * size : full * size], full)
+                break
+            matched = self._common_pages(child, tokens, at * size, full * size)
+            node = child if matched == len(child.pages) else self._split(child, matched)
+            self._pool.give(lease.pages[at : at + matched])
+            lease.pages[at : at + matched] = node.pages
+            self._relock(lease, node)
+            swapped = lease.num_shared - start  # swaps come first: below a new edge there is nothing to adopt
+        return Swap(start, lease.pages[start : start + swapped]) if swapped else None
+
+    def release(self, lease: Lease) -> None:
+        """End a lease: its own pages become free, the shared ones stay in the tree until evicted."""
+        self._leases.remove(lease)
+        self._pool.give(lease.pages[lease.num_shared :])
+        self._unlock(lease.node)
+        lease.pages = []
+        lease.num_shared = 0
+
+    def flush(self) -> int:
+        """Drop every page that no lease holds. Returns the tokens dropped."""
+        dropped = self._evictable * self.page_size
+        self._evict(self._evictable)
+        return dropped
+
+    # ------------------------------------------------------------------ the tree
+    def _append(self, lease: Lease, tokens: list[int], full: int) -> None:
+        """Hand the lease's pages up to page `full` to the tree, below the lease's node."""
+        node, pages = lease.node, lease.pages[lease.num_shared : full]
+        if node.parent is not None and node.locks == 1 and not node.children:
+            node.tokens += tokens  # the lease is the only one to see this leaf: lengthen it in place
+            node.pages += pages
+        else:
+            leaf = Node(node, tokens, pages)
+            node.children[tuple(tokens[: self.page_size])] = leaf
+            self._num_nodes += 1
+            self._evictable += len(pages)  # until the lock below takes them
+            self._relock(lease, leaf)
+        lease.num_shared = full
+
+    def _split(self, node: Node, num_pages: int) -> Node:
+        """Cut the first `num_pages` off `node` into a new parent. `node` stays the lower part, so leases keep
+        pointing at their end."""
+        cut, parent = num_pages * self.page_size, node.parent
+        assert parent is not None
+        upper = Node(
+            parent, node.tokens[:cut], node.pages[:num_pages], locks=node.locks, last_use=node.last_use
+        )
+        parent.children[tuple(upper.tokens[: self.page_size])] = upper
+        node.tokens, node.pages, node.parent = node.tokens[cut:], node.pages[num_pages:], upper
+        upper.children[tuple(node.tokens[: self.page_size])] = node
+        self._num_nodes += 1
+        return upper
+
+    def _relock(self, lease: Lease, child: Node) -> None:
+        """Move the end of a lease one node down; its ancestors are locked already."""
+        if child.locks == 0:
+            self._evictable -= len(child.pages)
+        child.locks += 1
+        self._clock += 1
+        child.last_use = self._clock
+        lease.node = child
+        lease.num_shared += len(child.pages)
+
+    def _lock(self, node: Node) -> None:
+        self._clock += 1
+        at: Node | None = node
+        while at is not None:
+            if at.locks == 0:
+                self._evictable -= len(at.pages)
+            at.locks += 1
+            at.last_use = self._clock
+            at = at.parent
+
+    def _unlock(self, node: Node) -> None:
+        self._clock += 1
+        at: Node | None = node
+        while at is not None:
+            at.locks -= 1
+            at.last_use = self._clock
+            if at.locks == 0:
+                self._evictable += len(at.pages)
+                self._offer(at)
+            at = at.parent
+
+    # ------------------------------------------------------------------ eviction, oldest leaf first
+    def _offer(self, node: Node) -> None:
+        """Put an unlocked leaf up for eviction."""
+        if node.locks or node.children:
+            return
+        if node.parent is None:
+            assert node.key is not None
+            del self._roots[node.key]
+            return
+        if len(self._by_age) > 2 * self._num_nodes + 64:
+            self._by_age = [entry for entry in self._by_age if self._is_current(entry)]
+            heapq.heapify(self._by_age)
+        self._offers += 1  # breaks ties: nodes have no order
+        heapq.heappush(self._by_age, (node.last_use, self._offers, node))
+
+    @staticmethod
+    def _is_current(entry: tuple[int, int, Node]) -> bool:
+        last_use, _, node = entry
+        return node.last_use == last_use and bool(node.pages) and not (node.locks or node.children)
+
+    def _evict(self, count: int) -> None:
+        """Free `count` pages of unlocked nodes, from the ends of the oldest leaves."""
+        while count > 0:
+            entry = heapq.heappop(self._by_age)
+            if not self._is_current(entry):
+                continue
+            node = entry[2]
+            parent, take = node.parent, min(count, len(node.pages))
+            assert parent is not None
+            keep = len(node.pages) - take
+            first_page = tuple(node.tokens[: self.page_size])
+            self._pool.give(node.pages[keep:])
+            del node.pages[keep:], node.tokens[keep * self.page_size :]
+            self._evictable -= take
+            self.evicted_tokens += take * self.page_size
+            count -= take
+            if keep:
+                heapq.heappush(self._by_age, entry)
+            else:
+                del parent.children[first_page]
+                self._num_nodes -= 1
+                self._offer(parent)
+
+    # ------------------------------------------------------------------ invariants
+    def check(self) -> None:
+        """Assert that every page has one owner and that locks and counts agree with the leases.
+
+        Costs time linear in pages and tree; run when idle, and after each step in tests.
+        """
+        owners = self._pool.free_ids()
+        locks: dict[Node, int] = {}
+        for lease in self._leases:
+            owners += lease.pages[lease.num_shared :]
+            path: list[int] = []
+            at: Node | None = lease.node
+            while at is not None:
+                locks[at] = locks.get(at, 0) + 1
+                path = at.pages + path
+                at = at.parent
+            assert path == lease.pages[: lease.num_shared], "a lease's shared pages differ from its path"
+        evictable = nodes = 0
+        stack = list(self._roots.values())
+        offered = {entry[2] for entry in self._by_age if self._is_current(entry)}
+        while stack:
+            node = stack.pop()
+            assert node.locks == locks.get(node, 0), f"{node.locks} locks, {locks.get(node, 0)} leases"
+            assert len(node.tokens) == len(node.pages) * self.page_size, "edge length differs from its pages"
+            owners += node.pages
+            evictable += 0 if node.locks else len(node.pages)
+            if node.parent is not None:
+                nodes += 1
+                assert node.pages, "empty edge"
+                assert node.locks or node.children or node in offered, "an unlocked leaf can't be evicted"
+            for first_page, child in node.children.items():
+                assert child.parent is node and tuple(child.tokens[: self.page_size]) == first_page
+                stack.append(child)
+        assert sorted(owners) == list(range(self.num_pages)), "pages are lost or have two owners"
+        assert evictable == self._evictable, f"{evictable} evictable pages, counted {self._evictable}"
+        assert nodes == self._num_nodes, f"{nodes} nodes, counted {self._num_nodes}"

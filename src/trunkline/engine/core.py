@@ -1,0 +1,162 @@
+"""The one loop: messages -> plan -> launch -> sample -> retire.
+
+Depth 0 is synchronous, depth 1 overlaps the next step's scheduling with this step's computation; the code is the
+same.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from typing import Any, Protocol
+
+from trunkline.messages import (
+    Abort,
+    AddRequest,
+    FlushCache,
+    FlushDone,
+    FromCore,
+    GetStats,
+    Outputs,
+    Shutdown,
+    Stats,
+    ToCore,
+    TokensOut,
+)
+from trunkline.scheduler.plan import StepOutput, StepPlan
+from trunkline.scheduler.scheduler import Scheduler
+from trunkline.types import FinishReason, RequestError
+
+log = logging.getLogger(__name__)
+
+MAX_FAILED_STEPS = 3  # in a row; then the fault is not a request's but the engine's
+
+
+class PendingOutput(Protocol):
+    """Tokens that a step will have produced."""
+
+    def result(self) -> StepOutput:
+        """Wait until the tokens are on the host."""
+        ...
+
+
+class Worker(Protocol):
+    """What computes. Applies plans strictly in order."""
+
+    needs_host_seq_lens: bool  # the device can't run ahead of the host: retire everything before each plan
+
+    def forward(self, plan: StepPlan) -> Any:
+        """Apply the plan's changes of rows and pages and launch its forward pass."""
+        ...
+
+    def sample(self, step: Any, masks: None) -> PendingOutput:
+        """Choose tokens and put them into the rows, so that the next forward needs nothing from the host."""
+        ...
+
+
+class EngineDead(Exception):
+    """The core can't go on."""
+
+
+class EngineCore:
+    """Owns a scheduler and a worker; `handle` takes messages in, `step` runs one step of the loop."""
+
+    def __init__(self, scheduler: Scheduler, worker: Worker, depth: int) -> None:
+        self.scheduler = scheduler
+        self.worker = worker
+        self.depth = depth
+        self.steps = 0
+        self.stopping = False
+        self._in_flight: deque[tuple[StepPlan, PendingOutput]] = deque()
+        self._failed_steps = 0
+
+    @property
+    def has_work(self) -> bool:
+        return self.scheduler.has_work
+
+    # ------------------------------------------------------------------ messages
+    def handle(self, message: ToCore) -> list[FromCore]:
+        match message:
+            case AddRequest():
+                try:
+                    self.scheduler.add(message)
+                except RequestError as error:
+                    reason = FinishReason(
+                        "abort", message=error.message, code=error.code, status=error.status
+                    )
+                    return [Outputs([TokensOut(rid=message.rid, finish=reason)])]
+                return []
+            case Abort(all=True):
+                return [Outputs(self.scheduler.abort_all())]
+            case Abort():
+                self.scheduler.abort(message.rid)
+                return []
+            case FlushCache():
+                return [self._flush(message.call)]
+            case GetStats():
+                counters = {**self.scheduler.counters, "evicted_tokens": self.scheduler.cache.evicted_tokens}
+                return [Stats(call=message.call, gauges=self.scheduler.gauges(), counters=dict(counters))]
+            case Shutdown():
+                self.stopping = True
+                reason = FinishReason(
+                    "abort", message="the engine is shutting down", code="shutdown", status=503
+                )
+                return [Outputs(self.scheduler.abort_all(reason))]
+
+    def _flush(self, call: str) -> FlushDone:
+        running, waiting = self.scheduler.num_running, self.scheduler.num_waiting
+        if running or waiting:
+            return FlushDone(
+                call, False, f"{running} requests are running and {waiting} waiting: retry when idle"
+            )
+        return FlushDone(call, True, f"dropped {self.scheduler.cache.flush()} cached tokens")
+
+    # ------------------------------------------------------------------ the loop
+    def step(self) -> list[TokensOut]:
+        """Run one step. Returns what requests got from the steps that it retired.
+
+        Raises EngineDead after several broken steps in a row.
+        """
+        outputs: list[TokensOut] = []
+        if self.worker.needs_host_seq_lens:
+            self._retire(0, outputs)
+        plan = self.scheduler.schedule()
+        if not (plan.rows or plan.retires or self._in_flight):
+            return outputs
+        self.steps += 1
+        try:
+            step = self.worker.forward(plan)
+            if plan.needs_prev_tokens:
+                self._retire(0, outputs)
+            if plan.rows:
+                self._in_flight.append((plan, self.worker.sample(step, None)))
+        except Exception as error:
+            self._retire(0, outputs)  # what was launched before is not affected
+            self._fence(plan, error, outputs)
+        self._retire(self.depth if plan.rows else 0, outputs)
+        return outputs
+
+    def _retire(self, down_to: int, outputs: list[TokensOut]) -> None:
+        while len(self._in_flight) > down_to:
+            plan, pending = self._in_flight.popleft()
+            try:
+                result = pending.result()
+            except Exception as error:
+                self._fence(plan, error, outputs)
+            else:
+                self._failed_steps = 0
+                outputs += self.scheduler.retire(plan, result)
+
+    def _fence(self, plan: StepPlan, error: Exception, outputs: list[TokensOut]) -> None:
+        """A step broke: its requests end with an error, all others go on (P1)."""
+        self._failed_steps += 1
+        log.exception("step %d with %d rows failed", plan.step, len(plan.rows), exc_info=error)
+        if plan.rows:
+            reason = FinishReason(
+                "abort", message=f"step {plan.step} of the engine failed", code="step_failed", status=500
+            )
+            outputs += self.scheduler.fail(plan, reason)
+        if self._failed_steps >= MAX_FAILED_STEPS:
+            raise EngineDead(
+                f"{self._failed_steps} steps failed in a row, the last one with {error!r}"
+            ) from error

@@ -1,0 +1,113 @@
+"""Wire structs between a frontend and the engine core, as tagged msgpack (never pickle).
+
+Text never crosses: prompts arrive as token ids and outputs leave as token ids.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from trunkline.types import CacheKey, FinishReason, LogprobParams, SamplingParams, TokenLogprobs
+
+
+class AddRequest(msgspec.Struct, frozen=True, tag="add", omit_defaults=True, kw_only=True):
+    """Start one completion. `rid` is unique among live requests; a duplicate is refused, not merged."""
+
+    rid: str
+    token_ids: list[int]
+    params: SamplingParams
+    logprobs: LogprobParams | None = None
+    cache_key: CacheKey = CacheKey()
+    priority: int = 0
+
+
+class Abort(msgspec.Struct, frozen=True, tag="abort"):
+    """End a request in any phase and free all it holds. Unknown ids are ignored. No output follows."""
+
+    rid: str
+    all: bool = False  # every request, `rid` ignored; each gets an aborted output
+
+
+class FlushCache(msgspec.Struct, frozen=True, tag="flush"):
+    """Empty the prefix cache. Refused (ok=False) while any request is running or waiting."""
+
+    call: str
+
+
+class GetStats(msgspec.Struct, frozen=True, tag="stats"):
+    call: str
+
+
+class Shutdown(msgspec.Struct, frozen=True, tag="shutdown"):
+    """Stop the core: live requests are aborted and told so."""
+
+
+ToCore = AddRequest | Abort | FlushCache | GetStats | Shutdown
+
+
+class TokensOut(msgspec.Struct, frozen=True, tag="out", omit_defaults=True, kw_only=True):
+    """New tokens of one request. The last message of a request has `finish`; nothing follows it.
+
+    `token_ids` holds only the new tokens (a stop token that ended the request is included).
+    When asked for, `logprobs` has one entry per new token, and `prompt_logprobs` comes with the first output.
+    """
+
+    rid: str
+    token_ids: list[int] = []
+    logprobs: list[TokenLogprobs] | None = None
+    prompt_logprobs: list[TokenLogprobs] | None = None
+    cached_tokens: int = 0  # prompt tokens taken from the prefix cache
+    retractions: int = 0  # times the request was preempted
+    finish: FinishReason | None = None
+
+
+class Ready(msgspec.Struct, frozen=True, tag="ready", kw_only=True):
+    """First message of a core: what it can hold, for validation at the front, and its memory plan."""
+
+    max_context: int  # tokens of prompt + output of one request
+    num_pages: int
+    page_size: int
+    max_running: int
+    vocab_size: int
+    info: dict[str, str | int | float | bool | None] = {}  # for /server_info and the start-up log
+
+
+class Stats(msgspec.Struct, frozen=True, tag="stats", kw_only=True):
+    """Answer to GetStats: gauges now and counters since start. Counters sum over requests (P20)."""
+
+    call: str
+    gauges: dict[str, float]
+    counters: dict[str, float]
+
+
+class FlushDone(msgspec.Struct, frozen=True, tag="flushed"):
+    call: str
+    ok: bool
+    message: str = ""
+
+
+class Heartbeat(msgspec.Struct, frozen=True, tag="beat"):
+    """Sent at least every second: `steps` grows while there is work, so health can mean progress (P10)."""
+
+    steps: int
+    busy: bool
+
+
+class Failed(msgspec.Struct, frozen=True, tag="failed"):
+    """Last message of a core that cannot go on (or could not start): why, and what to do."""
+
+    message: str
+    code: str
+
+
+class Outputs(msgspec.Struct, frozen=True, tag="outs"):
+    """All outputs of one step in one frame."""
+
+    items: list[TokensOut]
+
+
+FromCore = Ready | Outputs | Stats | FlushDone | Heartbeat | Failed
+
+encode = msgspec.msgpack.Encoder().encode
+decode_to_core = msgspec.msgpack.Decoder(ToCore).decode
+decode_from_core = msgspec.msgpack.Decoder(FromCore).decode

@@ -1,0 +1,1 @@
+"""Decides what runs in each step. `plan` is all that workers see of it."""

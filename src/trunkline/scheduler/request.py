@@ -1,0 +1,79 @@
+"""A request as the scheduler sees it: tokens, and counters of what was promised and what came back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from trunkline.cache import Lease
+from trunkline.messages import AddRequest
+from trunkline.types import TokenLogprobs
+
+
+@dataclass(eq=False, slots=True)
+class Request:
+    """Counters of the scheduling rule (docs/architecture.md).
+
+    `tokens`: known tokens. `pending`: most tokens that steps in flight can still add. `computed`: KV length after
+    all steps in flight, at most. `settled`: KV length after all retired steps, exactly. `drafts`: how many drafts
+    exist for the next step.
+    """
+
+    message: AddRequest
+    arrival: int  # order of arrival; a preempted request keeps its place
+    max_new_tokens: int
+    received: int  # tokens whose KV comes from another instance
+    claims: list[int]  # fingerprints of its prompt's blocks, see scheduler.claims
+    tokens: list[int] = field(init=False)
+    pending: int = 0
+    computed: int = 0
+    settled: int = 0
+    drafts: int = 0
+    epoch: int = 0  # grows whenever a row is given up; results of older epochs are dropped
+    row: int = -1  # -1: not running
+    lease: Lease | None = None
+    bypassed: int = 0  # later arrivals admitted before it
+    awaits: int | None = None  # claimed block of its prompt that it waits for, while waiting
+    cached_tokens: int | None = None  # prefix hit of the first admission
+    retractions: int = 0
+    prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.tokens = list(self.message.token_ids)
+
+    @property
+    def rid(self) -> str:
+        return self.message.rid
+
+    @property
+    def prompt_len(self) -> int:
+        return len(self.message.token_ids)
+
+    @property
+    def num_output(self) -> int:
+        return len(self.tokens) - self.prompt_len
+
+    @property
+    def base(self) -> int:
+        """Tokens to run before the next one can be sampled."""
+        return len(self.tokens) + self.pending - self.computed
+
+    @property
+    def remaining(self) -> int:
+        """Output tokens that nothing has promised yet."""
+        return self.max_new_tokens - self.num_output - self.pending
+
+    @property
+    def next_prompt_logprob(self) -> int | None:
+        """First prompt position whose log-probability is still to be reported, or None."""
+        spec = self.message.logprobs
+        if spec is None or spec.prompt_start is None:
+            return None
+        position = spec.prompt_start + 1 + len(self.prompt_logprobs)
+        return position if position < self.prompt_len else None
+
+    @property
+    def prefix_limit(self) -> int:
+        """Most tokens that a prefix hit may cover: positions whose logits are needed are computed."""
+        limit = len(self.tokens) - 1
+        wanted = self.next_prompt_logprob
+        return limit if wanted is None else min(limit, wanted - 1)

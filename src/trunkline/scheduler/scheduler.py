@@ -1,0 +1,474 @@
+"""The one scheduling rule.
+
+Every request has tokens, and a number of them whose KV exists; each step moves the second number towards the
+first. Prefill, chunked prefill, decode, verification of drafts and start from received KV are values of `q_len`,
+not modes.
+
+Only this module changes requests.
+"""
+
+from __future__ import annotations
+
+import bisect
+from collections import deque
+from collections.abc import Sequence
+from typing import Protocol
+
+from trunkline.cache import PrefixCache
+from trunkline.config.schema import SchedulerConfig
+from trunkline.messages import AddRequest, TokensOut
+from trunkline.scheduler.claims import PrefixClaims
+from trunkline.scheduler.plan import Admit, PagesAt, RowOutput, RowStep, StepOutput, StepPlan
+from trunkline.scheduler.policy import GrowthEstimate, admission_order, step_order
+from trunkline.scheduler.request import Request
+from trunkline.scheduler.validate import output_limit
+from trunkline.types import FinishReason, RequestError, TokenLogprobs
+
+
+class Constraint(Protocol):
+    """A feature's say in how many tokens a request may run in a step. Registered, never a branch below."""
+
+    def limit(self, request: Request, q_len: int) -> int: ...
+
+
+class Scheduler:
+    """Composes steps (`schedule`), and applies what came out of them in order (`retire`).
+
+    Any number of plans may be out at once: `schedule` reads only what was promised.
+    """
+
+    def __init__(
+        self,
+        config: SchedulerConfig,
+        cache: PrefixCache,
+        eos_token_ids: tuple[int, ...],
+        vocab_size: int,
+        *,
+        num_drafts: int = 0,
+        constraints: Sequence[Constraint] = (),
+    ) -> None:
+        self.config = config
+        self.cache = cache
+        self.vocab_size = vocab_size
+        self.num_drafts = num_drafts
+        self.counters = dict.fromkeys(COUNTERS, 0)
+        self._eos = frozenset(eos_token_ids)
+        self._constraints = constraints
+        self._requests: dict[str, Request] = {}
+        self._waiting: list[Request] = []  # sorted by _place
+        self._running: list[Request] = []  # in order of admission
+        self._free_rows = list(range(config.max_running - 1, -1, -1))
+        self._claims = PrefixClaims(cache.page_size)
+        self._growth = GrowthEstimate(config.conservativeness)
+        self._in_flight: deque[tuple[int, list[tuple[Request, int]]]] = (
+            deque()
+        )  # step, (request, epoch) per row
+        self._arrivals = 0
+        self._step = 0
+        self._ran_prompts = False  # whether the last step ran prompt chunks, for mix "never"
+        self._retires: list[int] = []  # for the next plan
+        self._admits: list[Request] = []
+        self._new_pages: list[PagesAt] = []
+
+    # ------------------------------------------------------------------ requests in and out
+    @property
+    def has_work(self) -> bool:
+        return bool(self._requests) or bool(self._in_flight)
+
+    @property
+    def num_waiting(self) -> int:
+        return len(self._waiting)
+
+    @property
+    def num_running(self) -> int:
+        return len(self._running)
+
+    def add(self, message: AddRequest, received: int = 0) -> None:
+        """Queue a request. KV of its first `received` tokens comes from another instance.
+
+        Raises RequestError for a duplicate id, a full queue, or a request that can't ever be served here.
+        """
+        if message.rid in self._requests:
+            raise RequestError(
+                f"a request with id {message.rid!r} is still running: ids of live requests are unique",
+                code="duplicate_rid",
+                param="rid",
+            )
+        if len(self._waiting) >= self.config.max_queued:
+            raise RequestError(
+                f"{len(self._waiting)} requests are waiting, the limit is {self.config.max_queued}: "
+                "retry later (--max-queued-requests raises the limit)",
+                code="queue_full",
+                status=429,
+            )
+        limit = output_limit(message, self.config, self.cache, self.vocab_size)
+        claims = (
+            self._claims.fingerprints(message.cache_key, message.token_ids)
+            if self._waits_for_prefixes
+            else []
+        )
+        request = Request(message, self._arrivals, limit, received, claims)
+        self._arrivals += 1
+        self._requests[message.rid] = request
+        self._enqueue(request)
+        self.counters["requests"] += 1
+        self.counters["prompt_tokens"] += request.prompt_len
+
+    def abort(self, rid: str, reason: FinishReason | None = None) -> list[TokensOut]:
+        """End a request in whatever phase and free all it holds at once. Unknown ids give an empty list."""
+        request = self._requests.get(rid)
+        if request is None:
+            return []
+        return [self._finish(request, [], reason or FinishReason("abort", message="aborted", code="aborted"))]
+
+    def abort_all(self, reason: FinishReason | None = None) -> list[TokensOut]:
+        return [out for rid in list(self._requests) for out in self.abort(rid, reason)]
+
+    def fail(self, plan: StepPlan, reason: FinishReason) -> list[TokensOut]:
+        """A step broke down: end the requests that were in it, and only those. Stands in for `retire`."""
+        _, scheduled = self._next_in_flight(plan)
+        return [
+            out
+            for request, epoch in scheduled
+            if request.epoch == epoch
+            for out in self.abort(request.rid, reason)
+        ]
+
+    @property
+    def _waits_for_prefixes(self) -> bool:
+        return self.config.prefill_wait and self.cache.enabled
+
+    @staticmethod
+    def _place(request: Request) -> tuple[int, int]:
+        return -request.message.priority, request.arrival
+
+    def _enqueue(self, request: Request) -> None:
+        bisect.insort(self._waiting, request, key=self._place)
+
+    # ------------------------------------------------------------------ composing a step
+    def schedule(self) -> StepPlan:
+        """Compose the next step from promises alone; the results of steps in flight are not needed."""
+        chosen: dict[Request, tuple[int, int]] = {}  # request -> (q_len, drafts of it)
+        for prompts in self._kinds():
+            budget = self._continue_running(chosen, prompts)
+            if budget > 0 and prompts is not False:
+                self._admit_waiting(chosen, budget)
+            if chosen:
+                break
+        self._growth.stepped()
+        return self._commit(chosen)
+
+    def _kinds(self) -> tuple[bool | None, ...]:
+        """Kinds of step to try: None may hold anything. With mix "never", True (prompt chunks) and False (rows
+        that need one token) take turns, so that neither starves the other."""
+        if self.config.mix == "always":
+            return (None,)
+        return (False, True) if self._ran_prompts else (True, False)
+
+    def _continue_running(self, chosen: dict[Request, tuple[int, int]], prompts: bool | None) -> int:
+        """Choose among running requests, preempting the latest when pages run out.
+
+        Returns the budget left for new ones: 0 after a preemption.
+        """
+        budget, preempted = self.config.step_tokens, False
+        for request in step_order(self._running):
+            if request.row < 0 or (prompts is not None and (request.base > 1) != prompts):
+                continue  # just preempted, or of the other kind
+            q_len, drafts = self._fit(request, budget)
+            if q_len <= 0:
+                continue
+            while request.row >= 0 and not self._grow(request, request.computed + q_len):
+                victim = self._running[-1]
+                if victim in chosen:
+                    budget += chosen.pop(victim)[0]
+                self._preempt(victim)
+                preempted = True
+            if request.row >= 0:
+                chosen[request] = q_len, drafts
+                budget -= q_len
+        return 0 if preempted else budget
+
+    def _fit(self, request: Request, budget: int) -> tuple[int, int]:
+        """(q_len, drafts of it) that the request can run now; q_len 0 for nothing."""
+        base = request.base
+        if request.pending and request.remaining <= 0:
+            return 0, 0  # what is in flight may complete it
+        drafts = min(request.drafts, max(0, request.remaining - 1))
+        q_len = min(base + drafts, budget)
+        for constraint in self._constraints:
+            q_len = constraint.limit(request, q_len)
+        return q_len, max(0, q_len - base)
+
+    def _grow(self, request: Request, num_tokens: int) -> bool:
+        lease = request.lease
+        assert lease is not None
+        start = len(lease.pages)
+        if not self.cache.grow(lease, num_tokens):
+            return False
+        if len(lease.pages) > start:
+            self._new_pages.append(PagesAt(request.row, start, lease.pages[start:]))
+        return True
+
+    def _commit(self, chosen: dict[Request, tuple[int, int]]) -> StepPlan:
+        """Promise what the step will do, and write it down as a plan."""
+        admits = [self._admission(request) for request in self._admits]
+        rows = []
+        for request, (q_len, drafts) in chosen.items():
+            samples = q_len - drafts == request.base
+            request.computed += q_len
+            request.pending += 1 + drafts if samples else 0
+            request.drafts = self.num_drafts if samples else 0
+            rows.append(RowStep(request.row, q_len, drafts, samples))
+        plan = StepPlan(
+            step=self._step, retires=self._retires, admits=admits, new_pages=self._new_pages, rows=rows
+        )
+        if rows:
+            self._in_flight.append((self._step, [(request, request.epoch) for request in chosen]))
+        self._step += 1
+        self._ran_prompts = any(q_len - drafts > 1 for q_len, drafts in chosen.values())
+        self._retires, self._admits, self._new_pages = [], [], []
+        self.counters["steps"] += bool(rows)
+        self.counters["computed_tokens"] += plan.num_tokens
+        return plan
+
+    @staticmethod
+    def _admission(request: Request) -> Admit:
+        assert request.lease is not None
+        return Admit(
+            row=request.row,
+            rid=request.rid,
+            token_ids=list(request.tokens),
+            prompt_len=request.prompt_len,
+            computed=request.computed,
+            pages=list(request.lease.pages),
+            params=request.message.params,
+            logprobs=request.message.logprobs,
+            prompt_logprobs_from=request.next_prompt_logprob,
+            received=request.received,
+        )
+
+    # ------------------------------------------------------------------ admission
+    def _admit_waiting(self, chosen: dict[Request, tuple[int, int]], budget: int) -> None:
+        """Start waiting requests while rows, pages and budget last.
+
+        One that waits for another's prefix is passed over. The first that doesn't fit ends it: letting
+        smaller ones past would starve it.
+        """
+        if not self._waiting or not self._free_rows or budget <= 0:
+            return
+        reserved = sum(self._expected_pages(request) for request in self._running)
+        for request in list(admission_order(self._waiting, self.config.policy, self._hit_tokens)):
+            if not self._free_rows or budget <= 0:
+                break
+            if self._is_waiting_for_prefix(request):
+                continue
+            q_len = self._try_admit(request, budget, reserved)
+            if q_len == 0:
+                break
+            chosen[request] = q_len, 0
+            budget -= q_len
+            reserved += self._expected_pages(request)
+
+    def _hit_tokens(self, request: Request) -> int:
+        if request.received:
+            return request.received
+        return self.cache.match_length(request.message.cache_key, request.tokens, request.prefix_limit)
+
+    def _is_waiting_for_prefix(self, request: Request) -> bool:
+        """Whether another request is computing what this one would compute next."""
+        if request.received or not self._claims.num_claims:
+            return False
+        if not self._claims.is_claimed(request.awaits):
+            hit = self._hit_tokens(request)
+            request.awaits = self._claims.awaited(request.claims, hit, request.prefix_limit)
+        return request.awaits is not None
+
+    def _expected_pages(self, request: Request) -> int:
+        """Pages that a running request is still expected to take."""
+        assert request.lease is not None
+        expected = len(request.tokens) + self._growth.tokens(request)
+        return max(0, self.cache.pages_for(expected) - len(request.lease.pages))
+
+    def _try_admit(self, request: Request, budget: int, reserved: int) -> int:
+        """Give the request a row, its cached prefix and pages. Returns q_len, or 0 with nothing changed."""
+        limit = 0 if request.received else request.prefix_limit
+        lease = request.lease = self.cache.acquire(request.message.cache_key, request.tokens, limit)
+        hit = request.received or len(lease.pages) * self.cache.page_size
+        request.computed = hit
+        q_len, _ = self._fit(request, budget)
+        room = self.cache.available_pages >= self._expected_pages(request) + reserved or not self._running
+        if q_len <= 0 or not room or not self.cache.grow(lease, hit + q_len):
+            self.cache.release(lease)
+            request.lease, request.computed = None, 0
+            return 0
+        request.settled = hit
+        if request.cached_tokens is None:
+            request.cached_tokens = hit
+            self.counters["cached_tokens"] += hit
+        self._waiting.remove(request)
+        for other in self._waiting:
+            other.bypassed += other.arrival < request.arrival
+        self._running.append(request)
+        request.row = self._free_rows.pop()
+        self._admits.append(request)
+        self._claims.claim(request.rid, request.claims, hit)
+        return q_len
+
+    # ------------------------------------------------------------------ leaving a row
+    def _preempt(self, request: Request) -> None:
+        """Take all from a running request and queue it again in its old place; its output so far stays."""
+        self._leave_row(request)
+        request.retractions += 1
+        request.received = 0
+        self.counters["retractions"] += 1
+        self._growth.preempted(self._running)
+        self._enqueue(request)
+
+    def _leave_row(self, request: Request) -> None:
+        assert request.lease is not None
+        self._new_pages = [entry for entry in self._new_pages if entry.row != request.row]
+        self._retires.append(request.row)
+        self._free_rows.append(request.row)
+        self._running.remove(request)
+        self.cache.release(request.lease)
+        self._claims.drop(request.rid)
+        request.lease, request.row = None, -1
+        request.pending = request.computed = request.settled = request.drafts = 0
+        request.epoch += 1
+        if not self._running:
+            self._growth.idle()
+
+    # ------------------------------------------------------------------ results
+    def retire(self, plan: StepPlan, output: StepOutput) -> list[TokensOut]:
+        """Apply the results of the oldest plan in flight. Results for requests that left are dropped."""
+        _, scheduled = self._next_in_flight(plan)
+        outputs = []
+        for (request, epoch), step, result in zip(scheduled, plan.rows, output.rows, strict=True):
+            if request.epoch != epoch:
+                continue
+            if result.error is not None:
+                reason = FinishReason("abort", message=result.error, code="request_failed", status=500)
+                outputs.append(self._finish(request, [], reason))
+            else:
+                outputs += self._apply(request, step, result)
+        return outputs
+
+    def _next_in_flight(self, plan: StepPlan) -> tuple[int, list[tuple[Request, int]]]:
+        entry = self._in_flight.popleft()
+        assert entry[0] == plan.step, f"step {plan.step} retired, step {entry[0]} is due"
+        return entry
+
+    def _apply(self, request: Request, step: RowStep, result: RowOutput) -> list[TokensOut]:
+        if result.prompt_logprobs:
+            request.prompt_logprobs += result.prompt_logprobs
+        rejected = 0
+        if step.samples:
+            rejected = 1 + step.num_drafts - len(result.token_ids)
+            request.pending -= 1 + step.num_drafts
+            request.computed -= rejected
+        request.settled += step.q_len - rejected
+        kept, reason = self._until_end(request, result.token_ids)
+        request.tokens += result.token_ids[:kept]
+        self._publish(request)
+        if not step.samples:
+            return []
+        if reason is not None:
+            return [self._finish(request, result.token_ids[:kept], reason, result)]
+        return [self._output(request, result.token_ids[:kept], None, result)]
+
+    def _until_end(self, request: Request, token_ids: list[int]) -> tuple[int, FinishReason | None]:
+        """How many of the new tokens count, and why the request ends with the last of them, if it does."""
+        params, room = request.message.params, request.max_new_tokens - request.num_output
+        for index, token in enumerate(token_ids[:room], start=1):
+            if token in params.stop_token_ids or (token in self._eos and not params.ignore_eos):
+                return index, FinishReason("stop", matched=token)
+        if len(token_ids) >= room and token_ids:
+            return room, FinishReason("length")
+        return len(token_ids), None
+
+    def _publish(self, request: Request) -> None:
+        lease, settled = request.lease, min(request.settled, len(request.tokens) - 1)
+        assert lease is not None
+        swap = self.cache.publish(lease, request.tokens, settled)
+        if swap is not None:
+            self._new_pages.append(PagesAt(request.row, swap.start, swap.pages))
+        self._claims.published(request.rid, settled)
+
+    def _finish(
+        self, request: Request, token_ids: list[int], reason: FinishReason, result: RowOutput | None = None
+    ) -> TokensOut:
+        out = self._output(request, token_ids, reason, result)
+        if request.row >= 0:
+            self._leave_row(request)
+        else:
+            self._waiting.remove(request)
+            request.epoch += 1
+        del self._requests[request.rid]
+        self.counters["aborted" if reason.kind == "abort" else "finished"] += 1
+        return out
+
+    def _output(
+        self, request: Request, token_ids: list[int], reason: FinishReason | None, result: RowOutput | None
+    ) -> TokensOut:
+        self.counters["generated_tokens"] += len(token_ids)
+        logprobs = prompt_logprobs = None
+        if result is not None and request.message.logprobs is not None:
+            logprobs = (result.logprobs or [])[: len(token_ids)]
+            start = request.message.logprobs.prompt_start
+            if start is not None and request.num_output == len(token_ids):  # with the first output
+                first = [TokenLogprobs(token, None) for token in request.message.token_ids[start : start + 1]]
+                prompt_logprobs = first + request.prompt_logprobs
+        return TokensOut(
+            rid=request.rid,
+            token_ids=token_ids,
+            logprobs=logprobs,
+            prompt_logprobs=prompt_logprobs,
+            cached_tokens=request.cached_tokens or 0,
+            retractions=request.retractions,
+            finish=reason,
+        )
+
+    # ------------------------------------------------------------------ what it looks like from outside
+    def gauges(self) -> dict[str, float]:
+        free, evictable, total = self.cache.free_pages, self.cache.evictable_pages, self.cache.num_pages
+        return {
+            "running": len(self._running),
+            "waiting": len(self._waiting),
+            "pages_total": total,
+            "pages_free": free,
+            "pages_cached": evictable,
+            "pages_in_use": total - free - evictable,
+            "page_size": self.cache.page_size,
+            "new_token_ratio": self._growth.ratio,
+        }
+
+    def check(self) -> None:
+        """Assert the invariants of requests, rows and cache. Linear in what is held; run when idle."""
+        self.cache.check()
+        rows = [request.row for request in self._running] + self._free_rows
+        assert sorted(rows) == list(range(self.config.max_running)), "rows are lost or given twice"
+        assert len(self._running) + len(self._waiting) == len(self._requests)
+        for request in self._running:
+            assert request.lease is not None
+            assert 0 <= request.settled <= request.computed, (
+                f"{request.settled} settled, {request.computed} computed"
+            )
+            assert request.base >= 1, f"{request.rid}: computed {request.computed} is past what it can know"
+            assert len(request.lease.pages) >= self.cache.pages_for(request.computed), "KV without pages"
+        for request in self._waiting:
+            assert request.lease is None and request.row < 0 and request.pending == request.computed == 0
+        if not self._running:
+            assert self._claims.num_claims == 0, "claims of requests that left"
+
+
+COUNTERS = (
+    "requests",
+    "finished",
+    "aborted",
+    "retractions",
+    "steps",
+    "prompt_tokens",
+    "cached_tokens",
+    "computed_tokens",
+    "generated_tokens",
+)

@@ -1,0 +1,99 @@
+"""Vocabulary of the whole engine: plain value types, no behaviour, no torch.
+
+Everything here may cross a process boundary, so every type is a frozen `msgspec.Struct`.
+Limits are the bounds that admission enforces (promise P1): a value outside them never reaches a worker.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+MAX_TOP_LOGPROBS = 20  # alternatives per position; OpenAI's own bound
+MAX_N = 128  # completions per prompt
+MAX_STOP_STRINGS = 32
+MAX_LOGIT_BIAS = 1024
+
+FinishKind = Literal["stop", "length", "abort"]
+
+
+class FinishReason(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Why a request ended. `matched` is the stop token id or stop string; abort carries an error."""
+
+    kind: FinishKind
+    matched: int | str | None = None
+    message: str | None = None
+    code: str | None = None  # stable error code, for kind "abort"
+    status: int | None = None  # HTTP status, for kind "abort"
+
+
+class SamplingParams(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
+    """How to choose tokens and when to stop. Names and defaults are those of SGLang's `sampling_params`.
+
+    The engine core reads the token-level fields; the text-level fields (`stop`, `skip_special_tokens`,
+    `spaces_between_special_tokens`, `no_stop_trim`, `n`) are served by the text layer before and after it.
+    """
+
+    max_new_tokens: int | None = 128  # None: up to the context limit
+    min_new_tokens: int = 0
+    temperature: float = 1.0  # 0 means greedy
+    top_p: float = 1.0
+    top_k: int = -1  # -1: whole vocabulary
+    min_p: float = 0.0
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    logit_bias: dict[int, float] = {}
+    stop_token_ids: tuple[int, ...] = ()
+    ignore_eos: bool = False
+    sampling_seed: int | None = None  # None: drawn at random by the frontend, and reported
+    n: int = 1
+    stop: tuple[str, ...] = ()
+    skip_special_tokens: bool = True
+    spaces_between_special_tokens: bool = True
+    no_stop_trim: bool = False
+
+
+class LogprobParams(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
+    """Which log-probabilities to return. Present on a request only when any are asked for.
+
+    `prompt_start`: first prompt position to report (its own entry is None: nothing precedes it), or None for
+    outputs only. `top_n` most likely alternatives and the listed `token_ids` are reported at each position.
+    """
+
+    prompt_start: int | None = None
+    top_n: int = 0
+    token_ids: tuple[int, ...] = ()
+
+
+class TokenLogprobs(msgspec.Struct, frozen=True, array_like=True):
+    """Log-probabilities at one position, natural log, of the model's own distribution (before temperature,
+    penalties and filters)."""
+
+    token_id: int
+    logprob: float | None  # None only at the first reported prompt position
+    top: list[tuple[int, float]] = []  # (token id, logprob), most likely first
+    chosen: list[tuple[int, float]] = []  # for LogprobParams.token_ids, in their order
+
+
+class CacheKey(msgspec.Struct, frozen=True):
+    """Everything but the tokens that made a KV page (P13). Pages are shared only under an equal key."""
+
+    adapter: str = ""
+    salt: str = ""  # tenant or cache_salt / extra_key of the request
+    weight_version: str = "default"
+
+
+class RequestError(Exception):
+    """A request that cannot be honoured; carries what the client is told (P2, P17).
+
+    `code` is stable, `param` names the offending field, `status` is the HTTP status.
+    """
+
+    def __init__(self, message: str, *, code: str, param: str | None = None, status: int = 400) -> None:
+        super().__init__(message)
+        self.message = message
+        self.code = code
+        self.param = param
+        self.status = status
