@@ -1,0 +1,24 @@
+"""Fixtures that several suites share."""
+
+from __future__ import annotations
+
+import socket
+import sys
+
+import pytest
+
+
+@pytest.fixture(autouse=True)
+def _one_torch_thread() -> None:
+    """Tiny tensors are slower on many threads. Suites that never import torch do not pay for it."""
+    if torch := sys.modules.get("torch"):
+        torch.set_num_threads(1)
+
+
+@pytest.fixture
+def free_port() -> int:
+    """A TCP port of the loopback interface that nothing listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
