@@ -63,6 +63,7 @@ SAMPLES = [
     ("mixin", CACHE, "class A(nn.Module, Cache[int]): pass", "class A(KeyError, ModelError): pass"),
     ("state", CACHE, "seen = {}", "seen = MappingProxyType({})"),
     ("state", CACHE, "seen: list[int] = []", "__all__ = []"),
+    ("state", CACHE, "seen: dict[str, int] = {}", "seen: Mapping[str, int] = {}"),
     ("state", CACHE, "if True:\n    seen = collections.defaultdict(list)", "def f():\n    seen = []"),
     ("state", CACHE, "seen = {x for x in range(3)}", "seen = tuple(x for x in range(3))"),
     ("state", "tests/test_x.py", "def f():\n    global x\n    x = 1", "TABLE = [1, 2]"),
@@ -147,14 +148,17 @@ def test_local_path(folder: str) -> None:
         ("[x](#none)", "# Here\n[x](#here)"),
         ("run `make nothing`", "run `make serve`, which can make a difference"),
         ("see `src/none.py`", "see `src/code.py` and `none.py`"),
-        ("```bash\ntrunkline serve --none\n```", "```bash\ntrunkline serve --port 1\ncurl --none\n```"),
+        (
+            "```bash\ntrunkline serve --none\n```",
+            "```bash\ntrunkline serve --port 1 --page-size 2\ncurl --none\n```",
+        ),
     ],
 )
 def test_document(tmp_path: Path, planted: str, clean: str) -> None:
     (tmp_path / "docs").mkdir()
     (tmp_path / "src").mkdir()
     (tmp_path / "docs/page.md").write_text("# A heading\n")
-    (tmp_path / "src/code.py").write_text("PORT = '--port'\n")
+    (tmp_path / "src/code.py").write_text("PORT = '--port'\nclass A:\n    page_size: int = flag('int')\n")
     (tmp_path / "Makefile").write_text("serve:\n")
     (tmp_path / "README.md").write_text(planted)
     sources = read_sources(tmp_path)

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from tools.check.source import Source, Violation
+from tools.check.source import Source, Violation, dotted_name
 
 LINK = re.compile(r"\]\((?!https?://|mailto:)([^)#\s]*)(#[^)\s]*)?\)")
 MAKE_TARGET = re.compile(r"(?:`|^|\s)make ([a-z][a-z-]+)(?=`|\s*$| [A-Z]+=)", re.MULTILINE)
@@ -71,14 +71,17 @@ def check_flags(path: str, text: str, known: frozenset[str]) -> Iterator[Violati
 
 
 def known_flags(sources: list[Source]) -> frozenset[str]:
-    """Every string of the form --flag in the code: no import of the code is needed."""
-    return frozenset(
-        node.value
-        for source in sources
-        if source.folder != "tests" or source.path.endswith("__main__.py")
-        for node in ast.walk(source.tree)
-        if isinstance(node, ast.Constant) and isinstance(node.value, str) and FLAG.fullmatch(node.value)
-    )
+    """Flags that the code spells out (`"--port"`) or declares (`port: int = flag(...)`). Imports no code."""
+    programs = [s for s in sources if s.folder != "tests" or s.path.endswith("__main__.py")]
+    return frozenset(name for source in programs for node in ast.walk(source.tree) for name in _flags(node))
+
+
+def _flags(node: ast.AST) -> Iterator[str]:
+    if isinstance(node, ast.Constant) and isinstance(node.value, str) and FLAG.fullmatch(node.value):
+        yield node.value
+    if isinstance(node, ast.AnnAssign) and isinstance(node.value, ast.Call):
+        if dotted_name(node.value.func) == "flag":
+            yield "--" + dotted_name(node.target).replace("_", "-")
 
 
 def _at(path: str, text: str, match: re.Match[str], message: str) -> Violation:

@@ -17,6 +17,7 @@ MAX_CONFIG_FIELDS = 60
 VAGUE_FILE = re.compile(r"(^|_)(utils?|helpers?|common|misc|v[2-9])$")
 VAGUE_CLASS = re.compile(r"(Manager|Helper|Utils?|V[2-9])$")
 PURE_BASES = frozenset({"Protocol", "Generic", "ABC", "Enum", "IntEnum", "StrEnum", "Flag", "str", "int"})
+READ_ONLY_TYPES = frozenset({"Mapping", "Sequence", "Collection", "AbstractSet"})
 MUTABLE_DISPLAYS = (ast.List, ast.Dict, ast.Set, ast.ListComp, ast.DictComp, ast.SetComp)
 MUTABLE_CALLS = frozenset(
     "list dict set bytearray defaultdict deque Counter OrderedDict ChainMap count Lock RLock Event Condition "
@@ -67,7 +68,8 @@ def check_inheritance(source: Source) -> Iterator[Violation]:
 
 
 def check_state(source: Source) -> Iterator[Violation]:
-    """No module-level mutable state: tables are tuples, frozensets or `MappingProxyType`; no `global`.
+    """No module-level mutable state: tables are tuples, frozensets, `MappingProxyType`, or annotated with a
+    type that has no way to change them (`Mapping`, `Sequence`), which mypy enforces; no `global`.
 
     In tests and training only `global` is looked for: their tables can't leak between users.
     """
@@ -80,13 +82,18 @@ def check_state(source: Source) -> Iterator[Violation]:
         if isinstance(statement, ast.Assign | ast.AnnAssign) and statement.value is not None:
             targets = statement.targets if isinstance(statement, ast.Assign) else [statement.target]
             names = [dotted_name(target) for target in targets]
-            if names != ["__all__"] and _is_mutable(statement.value):
+            exempt = names == ["__all__"] or _is_read_only(statement)
+            if _is_mutable(statement.value) and not exempt:
                 yield source.violation(
                     statement,
                     "state",
                     f"{', '.join(names)} is mutable and lives as long as the module: "
-                    "use a tuple, frozenset or MappingProxyType, or make it part of an object",
+                    "use a tuple or frozenset, annotate it as Mapping or Sequence, or put it into an object",
                 )
+
+
+def _is_read_only(statement: ast.Assign | ast.AnnAssign) -> bool:
+    return isinstance(statement, ast.AnnAssign) and dotted_name(statement.annotation) in READ_ONLY_TYPES
 
 
 def _is_mutable(value: ast.expr) -> bool:
