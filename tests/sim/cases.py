@@ -1,0 +1,223 @@
+"""Random cases, each from one seed: a configuration, and requests that arrive and leave over time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from random import Random
+
+from tests.sim.toy_lm import NUM_SAMPLED, VOCAB_SIZE, generate
+from trunkline.config.schema import SchedulerConfig
+from trunkline.messages import AddRequest
+from trunkline.types import CacheKey, LogprobParams, SamplingParams
+
+
+@dataclass(slots=True)
+class Submission:
+    """One request and what happens to it. `abort_after`: steps after arrival; `again`: sent under the same id
+    right after the abort."""
+
+    message: AddRequest
+    at: int  # step of arrival
+    received: int = 0
+    fails_at: int = -1
+    abort_after: int | None = None
+    again: AddRequest | None = None
+
+
+@dataclass(slots=True)
+class Case:
+    """`exact`: a prompt tree in whole blocks and nothing else going on, so that the number of prompt tokens
+    computed is known in advance."""
+
+    seed: int
+    scheduler: SchedulerConfig
+    num_pages: int
+    page_size: int
+    prefix_cache: bool
+    num_drafts: int
+    needs_host_seq_lens: bool
+    submissions: list[Submission]
+    flush_at: list[int] = field(default_factory=list)
+    abort_all_at: int | None = None
+    breaks: dict[int, str] = field(default_factory=dict)  # step -> call of the worker that raises
+    exact: bool = False
+
+
+def pages_needed(message: AddRequest, page_size: int, max_context: int) -> int:
+    """Pages that a request may hold at its longest."""
+    limit = message.params.max_new_tokens
+    longest = max_context if limit is None else len(message.token_ids) + limit
+    return -(-longest // page_size)
+
+
+def make_case(seed: int) -> Case:
+    rng = Random(seed)
+    if rng.random() < 0.08:
+        return _exact_case(seed, rng)
+    page_size = rng.choice((1, 1, 2, 3, 4, 4, 5, 8, 16))
+    max_context = rng.choice((48, 64, 96, 160))
+    num_drafts = rng.choice((0, 0, 1, 2, 3))
+    submissions = _submissions(rng, page_size, max_context)
+    need = max(pages_needed(item, page_size, max_context) for entry in submissions for item in _messages(entry))
+    max_running = rng.choice((1, 2, 3, 4, 8))
+    spare = rng.choice((0, 0, 1, 2, need // 4, need // 2, need // 2, need, 3 * need, 12 * need))
+    last = max(entry.at for entry in submissions)
+    return Case(
+        seed=seed,
+        scheduler=SchedulerConfig(
+            max_running=max_running,
+            step_tokens=max(max_running, rng.choice((1, 2, 3, 5, 8, 16, 32, 256))),
+            max_context=max_context,
+            mix=rng.choice(("always", "always", "never")),
+            policy=rng.choice(("fcfs", "lpm")),
+            conservativeness=rng.choice((0.0, 0.0, 0.3, 1.0, 2.0)),
+            depth=rng.choice((0, 1, 1, 2)),
+            prefill_wait=rng.random() < 0.6,
+        ),
+        num_pages=need + spare,
+        page_size=page_size,
+        prefix_cache=rng.random() < 0.85,
+        num_drafts=num_drafts,
+        needs_host_seq_lens=rng.random() < 0.1,
+        submissions=submissions,
+        flush_at=sorted(rng.randrange(last + 30) for _ in range(rng.choice((0, 0, 1, 3)))),
+        abort_all_at=rng.randrange(1, last + 20) if rng.random() < 0.05 else None,
+        breaks={rng.randrange(20): rng.choice(("forward", "sample", "result"))} if rng.random() < 0.06 else {},
+    )
+
+
+def _messages(entry: Submission) -> list[AddRequest]:
+    return [entry.message] if entry.again is None else [entry.message, entry.again]
+
+
+def _submissions(rng: Random, page_size: int, max_context: int) -> list[Submission]:
+    """Prompts from a random tree of stems, some of which go on from another request's output."""
+    longest = max_context - 12
+    keys = [CacheKey(), CacheKey(salt="b"), CacheKey(adapter="x")][: rng.choice((1, 1, 1, 2, 3))]
+    stems: list[list[int]] = [[]]
+    for _ in range(rng.randrange(5)):
+        edge = rng.choice((1, page_size, 2 * page_size, 3 * page_size + 1, 16, rng.randrange(1, 24)))
+        stems.append((rng.choice(stems) + _tokens(rng, edge))[:longest])
+    found: list[Submission] = []
+    spread = rng.choice((0, 1, 1, 4, 12))
+    at = 0
+    for index in range(rng.choice((1, 2, 4, 6, 8, 10))):
+        if found and rng.random() < 0.15:
+            before = rng.choice(found)
+            key = before.message.cache_key
+            prompt = before.message.token_ids + generate(before.message, max_context).token_ids
+            if len(prompt) > longest - 4:
+                prompt = prompt[: longest - 4]
+            prompt = prompt + _tokens(rng, rng.randrange(1, 4))
+        else:
+            key = rng.choice(keys)
+            prompt = rng.choice(stems) + _tokens(rng, rng.choice((0, 1, 2, page_size, rng.randrange(8))))
+            prompt = prompt or _tokens(rng, 1)
+        entry = Submission(_message(rng, f"r{index}", prompt, key), at)
+        _complicate(rng, entry, max_context)
+        found.append(entry)
+        at += rng.randrange(spread + 1)
+    return found
+
+
+def _tokens(rng: Random, count: int) -> list[int]:
+    """Mostly two symbols, so that unrelated prompts share prefixes by chance too."""
+    if rng.random() < 0.5:
+        return [rng.randrange(2) for _ in range(count)]
+    return [rng.randrange(VOCAB_SIZE) for _ in range(count)]
+
+
+def _message(rng: Random, rid: str, prompt: list[int], key: CacheKey) -> AddRequest:
+    stops = tuple(rng.randrange(NUM_SAMPLED) for _ in range(rng.choice((0, 0, 0, 1, 2))))
+    limit = rng.choice((0, 1, 2, 4, 8, 12, 20, 20))
+    logprobs = None
+    if rng.random() < 0.3:
+        start = rng.randrange(len(prompt) + 1) if rng.random() < 0.6 else None
+        logprobs = LogprobParams(
+            prompt_start=start, top_n=rng.choice((0, 0, 2)), token_ids=(3, 5) if rng.random() < 0.3 else ()
+        )
+    return AddRequest(
+        rid=rid,
+        token_ids=prompt,
+        params=SamplingParams(
+            max_new_tokens=limit,
+            min_new_tokens=rng.choice((0, 0, 0, min(3, limit), limit)),
+            presence_penalty=rng.choice((0.0, 0.0, 0.5)),
+            sampling_seed=rng.choice((None, 1, 2)),
+            stop_token_ids=stops,
+            ignore_eos=rng.random() < 0.5,
+        ),
+        logprobs=logprobs,
+        cache_key=key,
+        priority=rng.choice((0, 0, 0, 0, 1, -1)),
+    )
+
+
+def _complicate(rng: Random, entry: Submission, max_context: int) -> None:
+    """Remote starts, rows that break, aborts, and ids that are used again."""
+    message = entry.message
+    start = message.logprobs.prompt_start if message.logprobs else None
+    most = len(message.token_ids) - 1 if start is None else min(start, len(message.token_ids) - 1)
+    if most > 0 and rng.random() < 0.12:
+        entry.received = rng.randrange(1, most + 1)
+    if rng.random() < 0.05:
+        entry.fails_at = rng.randrange(6)
+    if rng.random() < 0.15:
+        entry.abort_after = rng.choice((0, 1, 2, 3, 5, 8, 13, 21))
+        if rng.random() < 0.4:
+            shared = message.token_ids[: rng.randrange(len(message.token_ids) + 1)]
+            prompt = (shared + _tokens(rng, rng.randrange(1, 5)))[: max_context - 21]
+            entry.again = _message(rng, message.rid, prompt, message.cache_key)
+
+
+def _exact_case(seed: int, rng: Random) -> Case:
+    page_size = rng.choice((1, 2, 3, 4, 5, 8, 16))
+    block = -(-16 // page_size) * page_size  # what one request waits for another to compute
+    stems: list[list[int]] = [[]]
+    for _ in range(rng.randrange(1, 5)):
+        edge = [rng.randrange(NUM_SAMPLED, VOCAB_SIZE) for _ in range(block * rng.choice((1, 1, 2)))]
+        stems.append(rng.choice(stems) + edge)
+    submissions = []
+    at = 0
+    for index in range(rng.randrange(2, 9)):
+        tail = [NUM_SAMPLED + index] + [rng.randrange(NUM_SAMPLED, VOCAB_SIZE) for _ in range(rng.randrange(block - 1))]
+        message = _message(rng, f"r{index}", rng.choice(stems) + tail, CacheKey())
+        submissions.append(Submission(_without_prompt_logprobs(message), at))
+        at += rng.choice((0, 0, 1, 3))
+    max_running = rng.choice((2, 4, 8))
+    return Case(
+        seed=seed,
+        scheduler=SchedulerConfig(
+            max_running=max_running,
+            step_tokens=max(max_running, rng.choice((3, 7, 16, 40, 256))),
+            max_context=256,
+            mix=rng.choice(("always", "never")),
+            policy=rng.choice(("fcfs", "lpm")),
+            depth=rng.choice((0, 1, 2)),
+            prefill_wait=True,
+        ),
+        num_pages=sum(pages_needed(entry.message, page_size, 256) for entry in submissions),
+        page_size=page_size,
+        prefix_cache=True,
+        num_drafts=rng.choice((0, 3)),
+        needs_host_seq_lens=False,
+        submissions=submissions,
+        exact=True,
+    )
+
+
+def _without_prompt_logprobs(message: AddRequest) -> AddRequest:
+    return AddRequest(rid=message.rid, token_ids=message.token_ids, params=message.params, cache_key=message.cache_key)
+
+
+def distinct_prompt_tokens(case: Case) -> int:
+    """Tokens of the prompt tree of an exact case: every edge once."""
+    block = -(-16 // case.page_size) * case.page_size
+    edges: set[tuple[int, ...]] = set()
+    tails = 0
+    for entry in case.submissions:
+        prompt = entry.message.token_ids
+        whole = (len(prompt) - 1) // block * block
+        edges.update(tuple(prompt[:end]) for end in range(block, whole + 1, block))
+        tails += len(prompt) - whole
+    return len(edges) * block + tails

@@ -1,0 +1,294 @@
+"""Runs one case through the real scheduler, cache and loop, and checks everything that can be checked."""
+
+from __future__ import annotations
+
+import heapq
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from tests.sim.cases import Case, Submission, distinct_prompt_tokens, pages_needed
+from tests.sim.toy_lm import EOS_IDS, VOCAB_SIZE, Expected, generate
+from tests.sim.worker import Arrival, ProtocolError, ToyWorker
+from trunkline.cache import PrefixCache
+from trunkline.engine.core import EngineCore
+from trunkline.messages import Abort, AddRequest, FlushCache, FlushDone, FromCore, Outputs, TokensOut
+from trunkline.scheduler.plan import StepPlan
+from trunkline.scheduler.scheduler import Scheduler
+from trunkline.types import RequestError, TokenLogprobs
+
+FAULT_CODES = ("request_failed", "step_failed")
+
+
+class SimulationError(AssertionError):
+    """What a case got wrong."""
+
+
+def expect(condition: bool, message: str) -> None:
+    if not condition:
+        raise SimulationError(message)
+
+
+@dataclass(slots=True)
+class Stream:
+    """What the client of one request has seen so far."""
+
+    submission: Submission
+    message: AddRequest
+    expected: Expected
+    received: int
+    token_ids: list[int] = field(default_factory=list)
+    logprobs: list[TokenLogprobs] = field(default_factory=list)
+    prompt_logprobs: list[TokenLogprobs] | None = None
+    cached_tokens: int | None = None
+    retractions: int = 0
+
+
+def shared_pages(cache: PrefixCache) -> set[int]:
+    """Pages that the prefix tree holds."""
+    found: set[int] = set()
+    stack = list(cache._roots.values())
+    while stack:
+        node = stack.pop()
+        found.update(node.pages)
+        stack.extend(node.children.values())
+    return found
+
+
+class Simulation:
+    """One case in progress. `counts` says what happened, for coverage."""
+
+    def __init__(self, case: Case, trace: Callable[[StepPlan], None] | None = None) -> None:
+        self.case = case
+        self.cache = PrefixCache(case.num_pages, case.page_size, enabled=case.prefix_cache)
+        self.scheduler = Scheduler(case.scheduler, self.cache, EOS_IDS, VOCAB_SIZE, num_drafts=case.num_drafts)
+        self.arrivals: dict[str, Arrival] = {}
+        self.worker = ToyWorker(
+            num_pages=case.num_pages,
+            page_size=case.page_size,
+            max_running=case.scheduler.max_running,
+            step_tokens=case.scheduler.step_tokens,
+            max_context=case.scheduler.max_context,
+            num_drafts=case.num_drafts,
+            depth=case.scheduler.depth,
+            arrivals=self.arrivals,
+            shared_pages=lambda: shared_pages(self.cache),
+            needs_host_seq_lens=case.needs_host_seq_lens,
+            breaks=case.breaks,
+        )
+        self.worker.trace = trace
+        self.core = EngineCore(self.scheduler, self.worker, case.scheduler.depth)
+        self.live: dict[str, Stream] = {}
+        self.counts: Counter[str] = Counter()
+        self._events: list[tuple[int, int, Callable[[], None]]] = []
+        self._num_events = self._steps = 0
+
+    # ------------------------------------------------------------------ the course of a case
+    def run(self) -> Counter[str]:
+        """Raises SimulationError, ProtocolError or AssertionError."""
+        for entry in self.case.submissions:
+            self._at(entry.at, lambda entry=entry: self._submit(entry, entry.message))
+        for step in self.case.flush_at:
+            self._at(step, self._flush)
+        if self.case.abort_all_at is not None:
+            self._at(self.case.abort_all_at, self._abort_all)
+        limit, idle = self._step_limit(), 0
+        while self._events or self.core.has_work:
+            while self._events and (self._events[0][0] <= self._steps or not self.core.has_work):
+                self._steps = max(self._steps, self._events[0][0])
+                heapq.heappop(self._events)[2]()
+            if not self.core.has_work:
+                continue
+            outputs = self.core.step()
+            self._steps += 1
+            self.counts["steps"] += 1
+            for out in outputs:
+                self._take(out)
+            self.scheduler.check()
+            idle = 0 if outputs or self.worker.ran_rows or self.worker.in_flight else idle + 1
+            expect(idle < 3, "livelock: there is work, but nothing runs")
+            expect(self.counts["steps"] <= limit, f"livelock: more than {limit} steps")
+        self._finish()
+        return self.counts
+
+    def _at(self, step: int, event: Callable[[], None]) -> None:
+        heapq.heappush(self._events, (step, self._num_events, event))
+        self._num_events += 1
+
+    def _step_limit(self) -> int:
+        work = sum(
+            len(message.token_ids) + 20
+            for entry in self.case.submissions
+            for message in (entry.message, entry.again)
+            if message is not None
+        )
+        return 100 + 4 * work
+
+    # ------------------------------------------------------------------ what clients do
+    def _submit(self, entry: Submission, message: AddRequest) -> None:
+        rid, config = message.rid, self.case.scheduler
+        received = entry.received if message is entry.message else 0
+        fits = (
+            len(message.token_ids) < config.max_context
+            and len(message.token_ids) + (message.params.max_new_tokens or 0) <= config.max_context
+            and pages_needed(message, self.case.page_size, config.max_context) <= self.case.num_pages
+        )
+        duplicate = rid in self.live
+        before = self.arrivals.get(rid)
+        self.arrivals[rid] = Arrival(message.cache_key, received, entry.fails_at)
+        refused = self._add(message, received)
+        if not fits or duplicate:
+            expect(refused, f"{rid} should have been refused")
+            self.counts["refused"] += 1
+            if before is not None:
+                self.arrivals[rid] = before
+            return
+        expect(not refused, f"{rid} was refused")
+        self.counts["requests"] += 1
+        self.counts["received"] += received > 0
+        self.live[rid] = Stream(entry, message, generate(message, config.max_context), received)
+        if entry.abort_after is not None and message is entry.message:
+            self._at(self._steps + entry.abort_after, lambda: self._abort(entry))
+
+    def _add(self, message: AddRequest, received: int) -> bool:
+        if received:
+            try:
+                self.scheduler.add(message, received=received)
+            except RequestError:
+                return True
+            return False
+        answers = self.core.handle(message)
+        if not answers:
+            return False
+        expect(len(answers) == 1 and isinstance(answers[0], Outputs), f"answer to add: {answers}")
+        (out,) = answers[0].items
+        expect(out.finish is not None and out.finish.kind == "abort" and bool(out.finish.code), f"refusal: {out}")
+        return True
+
+    def _abort(self, entry: Submission) -> None:
+        rid = entry.message.rid
+        stream = self.live.get(rid)
+        if stream is None or stream.message is not entry.message:
+            return  # it has ended
+        self.counts[f"aborted_{self._phase(rid)}"] += 1
+        del self.live[rid]
+        expect(not self.core.handle(Abort(rid)), "an abort of one request gives no output")
+        self.scheduler.check()
+        if entry.again is not None:
+            self.counts["id_reused"] += 1
+            self._submit(entry, entry.again)
+
+    def _phase(self, rid: str) -> str:
+        request = self.scheduler._requests[rid]
+        if request.row < 0:
+            return "preempted" if request.retractions else "waiting"
+        return "prefill" if len(request.tokens) == request.prompt_len else "decode"
+
+    def _abort_all(self) -> None:
+        items = self._items(self.core.handle(Abort("", all=True)))
+        expect({out.rid for out in items} == set(self.live), "abort of all: outputs and live requests differ")
+        expect(all(out.finish and out.finish.kind == "abort" for out in items), "abort of all: no finish")
+        self.counts["aborted_all"] += len(items)
+        self.live.clear()
+
+    @staticmethod
+    def _items(answers: list[FromCore]) -> list[TokensOut]:
+        return [item for answer in answers if isinstance(answer, Outputs) for item in answer.items]
+
+    def _flush(self) -> None:
+        (answer,) = self.core.handle(FlushCache("call"))
+        expect(isinstance(answer, FlushDone) and answer.call == "call", f"answer to flush: {answer}")
+        assert isinstance(answer, FlushDone)
+        expect(answer.ok == (not self.live), f"flush ok={answer.ok} with {len(self.live)} live requests")
+        if answer.ok:
+            expect(self.cache.free_pages == self.cache.num_pages, "pages are held after a flush")
+            self.counts["flushed"] += 1
+
+    # ------------------------------------------------------------------ what clients get
+    def _take(self, out: TokensOut) -> None:
+        stream = self.live.get(out.rid)
+        if stream is None:
+            raise SimulationError(f"output of {out.rid}, which has ended or was aborted: {out}")
+        self._check_counts(stream, out)
+        want = stream.expected
+        stream.token_ids += out.token_ids
+        stream.logprobs += out.logprobs or []
+        self.counts["tokens"] += len(out.token_ids)
+        if out.prompt_logprobs is not None:
+            expect(stream.prompt_logprobs is None, f"{out.rid}: prompt logprobs came twice")
+            stream.prompt_logprobs = out.prompt_logprobs
+        num = len(stream.token_ids)
+        expect(
+            stream.token_ids == want.token_ids[:num],
+            f"{out.rid}: tokens {stream.token_ids}, naive generation gives {want.token_ids}",
+        )
+        if want.logprobs is not None:
+            expect(stream.logprobs == want.logprobs[:num], f"{out.rid}: logprobs of outputs differ")
+        if out.finish is None:
+            expect(bool(out.token_ids), f"{out.rid}: an output without tokens")
+            return
+        del self.live[out.rid]
+        if out.finish.kind == "abort":
+            self._check_fault(stream, out)
+            return
+        self.counts["finished"] += 1
+        expect(out.finish == want.finish, f"{out.rid}: finish {out.finish}, should be {want.finish}")
+        expect(num == len(want.token_ids), f"{out.rid}: {num} tokens, should be {len(want.token_ids)}")
+        expect(
+            stream.prompt_logprobs == want.prompt_logprobs,
+            f"{out.rid}: prompt logprobs {stream.prompt_logprobs}, should be {want.prompt_logprobs}",
+        )
+
+    def _check_counts(self, stream: Stream, out: TokensOut) -> None:
+        if out.finish is not None and out.finish.kind == "abort":
+            return
+        cached, prompt = out.cached_tokens, len(stream.message.token_ids)
+        expect(stream.cached_tokens in (None, cached), f"{out.rid}: cached_tokens changed to {cached}")
+        if stream.cached_tokens is None:
+            self.counts["cached_tokens"] += cached
+        stream.cached_tokens = cached
+        expect(0 <= cached < prompt, f"{out.rid}: {cached} of {prompt} prompt tokens cached")
+        if not stream.received:
+            expect(cached % self.case.page_size == 0, f"{out.rid}: {cached} tokens cached, not whole pages")
+            expect(self.case.prefix_cache or cached == 0, f"{out.rid}: {cached} tokens cached without a cache")
+        expect(out.retractions >= stream.retractions, f"{out.rid}: retractions went down")
+        self.counts["retractions"] += out.retractions - stream.retractions
+        stream.retractions = out.retractions
+
+    def _check_fault(self, stream: Stream, out: TokensOut) -> None:
+        assert out.finish is not None
+        planted = stream.submission.fails_at >= 0 if out.finish.code == "request_failed" else bool(self.case.breaks)
+        expect(out.finish.code in FAULT_CODES and planted, f"{out.rid}: ended by {out.finish}")
+        self.counts[out.finish.code or ""] += 1
+
+    # ------------------------------------------------------------------ the end
+    def _finish(self) -> None:
+        expect(not self.live, f"requests without an end: {list(self.live)}")
+        self.core.step()  # hands over the last retires
+        expect(not self.worker.rows, f"rows never retired: {sorted(self.worker.rows)}")
+        expect(not self.worker.in_flight, "results never fetched")
+        expect(not self.core.has_work, "work without requests")
+        self.scheduler.check()
+        cache, counters = self.cache, self.scheduler.counters
+        expect(cache.available_pages == cache.num_pages, "pages are still held at the end")
+        cache.flush()
+        expect(cache.free_pages == cache.num_pages, "pages are lost")
+        expect(not cache._leases and not cache._roots, "leases or keys are left")
+        ended = counters["finished"] + counters["aborted"]
+        expect(counters["requests"] == ended == self.counts["requests"], f"requests do not add up: {counters}")
+        expect(counters["finished"] == self.counts["finished"], f"finished do not add up: {counters}")
+        expect(counters["generated_tokens"] == self.counts["tokens"], f"tokens do not add up: {counters}")
+        if not self.case.breaks:
+            expect(counters["computed_tokens"] == self.worker.computed_tokens, f"steps do not add up: {counters}")
+        if self.case.exact:
+            want = distinct_prompt_tokens(self.case)
+            found = self.worker.computed_prompt_tokens
+            expect(found == want, f"{found} prompt tokens computed, the prompt tree has {want}")
+
+
+def run_case(case: Case, trace: Callable[[StepPlan], None] | None = None) -> Counter[str]:
+    """Counts of what happened. Raises SimulationError (an AssertionError) for whatever is wrong."""
+    try:
+        return Simulation(case, trace).run()
+    except ProtocolError as error:
+        raise SimulationError(f"protocol: {error}") from error

@@ -1,0 +1,347 @@
+"""A worker without tensors. It obeys plans to the letter, trusts nothing, and knows nothing of the scheduler.
+
+Pages are lists of slots; a slot is None until it is written. Sampled tokens go to the row's own buffer at once,
+while the host sees them only through `ToyResult.result()`, as on a device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from tests.sim.toy_lm import Chooser, draft, slot_of, start_state, token_logprobs
+from trunkline.scheduler.plan import Admit, PagesAt, RowOutput, RowStep, StepOutput, StepPlan
+from trunkline.types import CacheKey, LogprobParams, TokenLogprobs
+
+
+class ProtocolError(BaseException):
+    """A plan that no worker could run, or that would read or overwrite KV that is not the row's.
+
+    Not an Exception: the engine ends the requests of a step that raises one, and goes on.
+    """
+
+
+class WorkerFault(Exception):
+    """A planted breakdown of a step, as of a device out of memory: the engine must fence it."""
+
+
+def require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ProtocolError(message)
+
+
+@dataclass(slots=True)
+class Arrival:
+    """What the worker's surroundings know of a request beyond the plan: its adapter, KV sent by another
+    instance, and after how many of its steps it breaks."""
+
+    key: CacheKey
+    received: int = 0
+    fails_at: int = -1
+
+
+@dataclass(slots=True)
+class Row:
+    rid: str
+    tokens: list[int]
+    prompt_len: int
+    computed: int
+    table: list[int]
+    start: int  # state before the first position
+    choose: Chooser
+    wanted: LogprobParams | None
+    report_from: int | None
+    arrival: Arrival
+    drafts: list[int]
+    steps: int = 0
+    broken: bool = False  # a step of it failed: its KV is not to be trusted from there on
+
+
+@dataclass(slots=True)
+class Computed:
+    """One row's forward pass: the tokens run and what each of their positions attended to."""
+
+    row: Row
+    step: RowStep
+    tokens: list[int]
+    first: int  # position of the first
+    attended: list[int]
+
+
+@dataclass(slots=True)
+class ToyStep:
+    plan: StepPlan
+    rows: list[Computed]
+
+
+class ToyResult:
+    """Tokens on their way to the host."""
+
+    def __init__(self, worker: ToyWorker, plan: StepPlan, output: StepOutput, breaks: bool) -> None:
+        self._worker, self.plan, self._output, self._breaks = worker, plan, output, breaks
+
+    def result(self) -> StepOutput:
+        flying = self._worker.in_flight
+        require(bool(flying) and flying[0] is self, "results are fetched once each, oldest first")
+        del flying[0]
+        if self._breaks:
+            raise WorkerFault(f"result of step {self.plan.step}")
+        return self._output
+
+
+class ToyWorker:
+    """Implements `forward` and `sample` of engine.core.Worker over the toy language model.
+
+    `arrivals`: by rid, what plans do not carry. `shared_pages`: the pages that the prefix tree holds now.
+    Whether a plan is right is asserted here; whether its output is right shows at the end.
+    """
+
+    needs_host_seq_lens: bool
+
+    def __init__(
+        self,
+        *,
+        num_pages: int,
+        page_size: int,
+        max_running: int,
+        step_tokens: int,
+        max_context: int,
+        num_drafts: int,
+        depth: int,
+        arrivals: dict[str, Arrival],
+        shared_pages: Callable[[], set[int]],
+        needs_host_seq_lens: bool = False,
+        breaks: dict[int, str] | None = None,
+    ) -> None:
+        self.page_size, self.num_pages, self.max_running = page_size, num_pages, max_running
+        self.step_tokens, self.max_context = step_tokens, max_context
+        self.num_drafts, self.depth = num_drafts, depth
+        self.needs_host_seq_lens = needs_host_seq_lens
+        self.arrivals, self.shared_pages = arrivals, shared_pages
+        self.breaks = breaks or {}  # step -> which of "forward", "sample", "result" raises
+        self.kv: list[list[int | None]] = [[None] * page_size for _ in range(num_pages)]
+        self.holders = [0] * num_pages  # live rows whose page table has the page
+        self.rows: dict[int, Row] = {}
+        self.in_flight: list[ToyResult] = []
+        self._new: list[tuple[Row, int]] = []  # pages that the plan being applied gave out
+        self._received: list[tuple[int, int, int]] = []  # (page, offset, slot) sent by another instance
+        self.computed_tokens = self.computed_prompt_tokens = 0
+        self.trace: Callable[[StepPlan], None] | None = None
+        self.ran_rows = False  # whether the last plan had any
+        self.last_step = -1
+
+    # ------------------------------------------------------------------ the contract
+    def forward(self, plan: StepPlan) -> ToyStep:
+        require(plan.step > self.last_step, f"step {plan.step} after step {self.last_step}")
+        self.last_step = plan.step
+        self.ran_rows = bool(plan.rows)
+        if self.trace is not None:
+            self.trace(plan)
+        shared = self.shared_pages()
+        for number in plan.retires:
+            require(number in self.rows, f"retire of row {number}, which is not live")
+            self._hold(self.rows.pop(number).table, -1)
+        for admit in plan.admits:
+            self._admit(admit, shared)
+        for change in plan.new_pages:
+            self._change_table(change)
+        self._settle_new_pages(shared)
+        self._break("forward", plan)
+        require(plan.num_tokens <= self.step_tokens, f"{plan.num_tokens} tokens, budget {self.step_tokens}")
+        numbers = [step.row for step in plan.rows]
+        require(len(set(numbers)) == len(numbers), "a row occurs twice in one step")
+        self.computed_tokens += plan.num_tokens
+        fails = plan.step in self.breaks
+        return ToyStep(plan, [self._run(step, shared, fails) for step in plan.rows])
+
+    def sample(self, step: ToyStep, masks: None) -> ToyResult:
+        require(masks is None, "masks without a grammar")
+        self._break("sample", step.plan)
+        output = StepOutput([self._sample(computed) for computed in step.rows])
+        result = ToyResult(self, step.plan, output, self.breaks.get(step.plan.step) == "result")
+        self.in_flight.append(result)
+        require(len(self.in_flight) <= self.depth + 1, f"{len(self.in_flight)} steps in flight at depth {self.depth}")
+        return result
+
+    def _break(self, where: str, plan: StepPlan) -> None:
+        if self.breaks.get(plan.step) == where:
+            raise WorkerFault(f"{where} of step {plan.step}")
+
+    # ------------------------------------------------------------------ rows and page tables
+    def _hold(self, pages: list[int], change: int) -> None:
+        for page in pages:
+            self.holders[page] += change
+
+    def _admit(self, admit: Admit, shared: set[int]) -> None:
+        what = f"admit of {admit.rid} to row {admit.row}"
+        require(0 <= admit.row < self.max_running, f"{what}: no such row")
+        require(admit.row not in self.rows, f"{what}: the row is live")
+        require(all(row.rid != admit.rid for row in self.rows.values()), f"{what}: the request has a row")
+        require(admit.rid in self.arrivals, f"{what}: unknown request")
+        require(0 <= admit.computed < len(admit.token_ids), f"{what}: {admit.computed} of the tokens computed")
+        require(0 < admit.prompt_len <= len(admit.token_ids), f"{what}: prompt length {admit.prompt_len}")
+        arrival = self.arrivals[admit.rid]
+        row = Row(
+            rid=admit.rid,
+            tokens=list(admit.token_ids),
+            prompt_len=admit.prompt_len,
+            computed=admit.computed,
+            table=[],
+            start=start_state(arrival.key),
+            choose=Chooser.of(admit.params),
+            wanted=admit.logprobs,
+            report_from=admit.prompt_logprobs_from,
+            arrival=arrival,
+            drafts=[],
+        )
+        if row.report_from is not None:
+            require(1 <= row.report_from < row.prompt_len, f"{what}: prompt logprobs from {row.report_from}")
+            require(row.computed < row.report_from, f"{what}: position {row.report_from} has no logits to report")
+        self.rows[admit.row] = row
+        filled = -(-row.computed // self.page_size)
+        require(len(admit.pages) >= filled, f"{what}: {len(admit.pages)} pages for {row.computed} tokens")
+        hit = 0 if admit.received else filled  # pages that come from the tree
+        require(all(page in shared for page in admit.pages[:hit]), f"{what}: computed pages that nobody shares")
+        if admit.received:
+            require(admit.received == arrival.received == admit.computed, f"{what}: {admit.received} tokens received")
+        self._attach(row, admit.pages[:hit])
+        self._attach_new(row, admit.pages[hit:])
+        self._fill(row, hit, what)
+        arrival.received = 0  # a preempted request has to compute it again
+
+    def _fill(self, row: Row, hit: int, what: str) -> None:
+        """The first `hit` pages must hold KV of this very prefix; with none, it is received now."""
+        attended, size = row.start, self.page_size
+        for position in range(row.computed):
+            slot = slot_of(attended, row.tokens[position], position)
+            page = row.table[position // size]
+            if position < hit * size:
+                found = self.kv[page][position % size]
+                require(found is not None, f"{what}: position {position} of a shared page was never written")
+                require(found == slot, f"{what}: position {position} of a shared page holds another prefix")
+            else:
+                self._received.append((page, position % size, slot))
+            attended += slot
+
+    def _attach(self, row: Row, pages: list[int]) -> None:
+        require(all(0 <= page < self.num_pages for page in pages), f"{row.rid}: page ids {pages}")
+        row.table += pages
+        self._hold(pages, 1)
+
+    def _attach_new(self, row: Row, pages: list[int]) -> None:
+        """Pages to write to: nobody else's."""
+        self._attach(row, pages)
+        self._new += [(row, page) for page in pages]
+
+    def _settle_new_pages(self, shared: set[int]) -> None:
+        """Once a plan's tables are final, wipe its new pages, so that what they held before can't be used."""
+        for row, page in self._new:
+            require(self.holders[page] == 1, f"{row.rid}: new page {page} is in another row's page table")
+            require(page not in shared, f"{row.rid}: new page {page} belongs to the prefix tree")
+            self.kv[page] = [None] * self.page_size
+        for page, offset, slot in self._received:
+            self.kv[page][offset] = slot
+        self._new.clear()
+        self._received.clear()
+
+    def _change_table(self, change: PagesAt) -> None:
+        require(change.row in self.rows, f"new pages for row {change.row}, which is not live")
+        row = self.rows[change.row]
+        start, have = change.start, len(row.table)
+        require(0 <= start <= have, f"{row.rid}: pages from entry {start}, the page table has {have}")
+        swapped = change.pages[: have - start]
+        for index, page in enumerate(swapped, start):
+            old, size = row.table[index], self.page_size
+            require((index + 1) * size <= row.computed, f"{row.rid}: entry {index} swapped while being written")
+            require(None not in self.kv[page], f"{row.rid}: entry {index} swapped for an unwritten page")
+            require(self.kv[page] == self.kv[old], f"{row.rid}: entry {index} swapped for a page that differs")
+            row.table[index] = page
+            self._hold([old], -1)
+            self._hold([page], 1)
+        self._attach_new(row, change.pages[have - start :])
+
+    # ------------------------------------------------------------------ compute
+    def _run(self, step: RowStep, shared: set[int], step_fails: bool) -> Computed:
+        require(step.row in self.rows, f"row {step.row} runs without an admit")
+        row, size = self.rows[step.row], self.page_size
+        first, base = row.computed, step.q_len - step.num_drafts
+        what = f"{row.rid} at {first}+{step.q_len}"
+        require(base >= 1 and step.num_drafts >= 0, f"{what}: {base} tokens before {step.num_drafts} drafts")
+        require(step.num_drafts <= len(row.drafts), f"{what}: {step.num_drafts} drafts, {len(row.drafts)} exist")
+        require(first + base <= len(row.tokens), f"{what}: the row has {len(row.tokens)} tokens")
+        whole = first + base == len(row.tokens)
+        require(step.samples == whole, f"{what}: samples={step.samples}, the row has {len(row.tokens)} tokens")
+        require(step.samples or step.num_drafts == 0, f"{what}: drafts without sampling")
+        end = first + step.q_len
+        require(end <= self.max_context, f"{what}: beyond the context of {self.max_context}")
+        require(end <= len(row.table) * size, f"{what}: the page table holds {len(row.table) * size} tokens")
+        if first < row.prompt_len:
+            self.computed_prompt_tokens += min(end, row.prompt_len) - first
+        for page in row.table[first // size : -(-end // size)]:
+            require(page not in shared, f"{what}: writes to page {page}, which the prefix tree shares")
+            require(self.holders[page] == 1, f"{what}: writes to page {page}, which another row reads")
+        tokens = row.tokens[first : first + base] + row.drafts[: step.num_drafts]
+        attended = row.start + self._read(row, first)
+        fails = row.steps == row.arrival.fails_at or step_fails
+        row.broken = row.broken or fails
+        states: list[int] = []
+        for position, token in enumerate(tokens, first):
+            slot = slot_of(attended, token, position)
+            self.kv[row.table[position // size]][position % size] = None if fails else slot
+            attended += slot
+            states.append(attended)
+        return Computed(row, step, tokens, first, states)
+
+    def _read(self, row: Row, count: int) -> int:
+        """Attend to the first `count` positions, through the page table."""
+        slots: list[int | None] = []
+        for page in row.table[: -(-count // self.page_size)]:
+            slots += self.kv[page]
+        total = 0
+        try:
+            total = sum(slots[:count])  # type: ignore[arg-type]
+        except TypeError:
+            require(row.broken, f"{row.rid}: reads unwritten KV at {slots.index(None)} of {count}")
+        return total
+
+    # ------------------------------------------------------------------ sample
+    def _sample(self, run: Computed) -> RowOutput:
+        row, step = run.row, run.step
+        fails = row.steps == row.arrival.fails_at
+        row.steps += 1
+        prompt_logprobs = self._prompt_logprobs(run)
+        row.drafts = []
+        if not step.samples:
+            row.computed += step.q_len
+            return RowOutput([], error="broken") if fails else RowOutput([], prompt_logprobs=prompt_logprobs)
+        base = step.q_len - step.num_drafts
+        out: list[int] = []
+        logprobs: list[TokenLogprobs] = []
+        num_out = len(row.tokens) - row.prompt_len
+        for i in range(step.num_drafts + 1):
+            attended = run.attended[base - 1 + i]
+            token = row.choose(attended, num_out + i)
+            out.append(token)
+            if row.wanted is not None:
+                logprobs.append(token_logprobs(attended, token, row.wanted))
+            if i < step.num_drafts and token != run.tokens[base + i]:
+                break
+        row.tokens += out
+        row.computed += base + len(out) - 1
+        attended = run.attended[base + len(out) - 2]
+        row.drafts = draft(attended, row.tokens, row.choose, num_out + len(out), self.num_drafts)
+        if fails:
+            return RowOutput([], error="broken")
+        return RowOutput(out, logprobs if row.wanted is not None else None, prompt_logprobs)
+
+    def _prompt_logprobs(self, run: Computed) -> list[TokenLogprobs] | None:
+        """Entries for the prompt positions whose predecessor was computed in this step."""
+        row = run.row
+        if row.report_from is None or row.wanted is None:
+            return None
+        start = max(row.report_from, run.first + 1)
+        end = min(row.prompt_len, run.first + run.step.q_len + 1)
+        return [
+            token_logprobs(run.attended[position - 1 - run.first], row.tokens[position], row.wanted)
+            for position in range(start, end)
+        ] or None
