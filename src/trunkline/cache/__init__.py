@@ -1,4 +1,4 @@
-"""KV pages and the radix tree that shares them. Host data only; the tensors behind the ids belong to workers."""
+"""KV pages and the radix tree that shares them. Host data; the tensors behind the ids belong to workers."""
 
 from trunkline.cache.radix import Lease, PrefixCache
 

@@ -2,8 +2,8 @@
 
 An edge of the tree covers whole pages, and its node owns them. A request holds a `Lease`: a path of the tree,
 locked, followed by pages of its own. `publish` moves verified pages from the lease to the tree. When the tree
-already holds the same tokens, the lease adopts the tree's pages and frees its copy: kernels are batch-invariant, so
-the two hold the same bits, and every prefix is stored once.
+already holds the same tokens, the lease adopts the tree's pages and frees its copy: kernels are
+batch-invariant, so the two hold the same bits, and every prefix is stored once.
 
 Only this module changes pages, nodes and leases.
 """

@@ -1,7 +1,7 @@
 """The one loop: messages -> plan -> launch -> sample -> retire.
 
-Depth 0 is synchronous, depth 1 overlaps the next step's scheduling with this step's computation; the code is the
-same.
+Depth 0 is synchronous, depth 1 overlaps the next step's scheduling with this step's computation; the code
+is the same.
 """
 
 from __future__ import annotations

@@ -13,9 +13,9 @@ from trunkline.types import TokenLogprobs
 class Request:
     """Counters of the scheduling rule (docs/architecture.md).
 
-    `tokens`: known tokens. `pending`: most tokens that steps in flight can still add. `computed`: KV length after
-    all steps in flight, at most. `settled`: KV length after all retired steps, exactly. `drafts`: how many drafts
-    exist for the next step.
+    `tokens`: known tokens. `pending`: most tokens that steps in flight can still add. `computed`: KV length
+    after all steps in flight, at most. `settled`: KV length after all retired steps, exactly. `drafts`: how
+    many drafts exist for the next step.
     """
 
     message: AddRequest

@@ -1,8 +1,8 @@
 """The one scheduling rule.
 
 Every request has tokens, and a number of them whose KV exists; each step moves the second number towards the
-first. Prefill, chunked prefill, decode, verification of drafts and start from received KV are values of `q_len`,
-not modes.
+first. Prefill, chunked prefill, decode, verification of drafts and start from received KV are values of
+`q_len`, not modes.
 
 Only this module changes requests.
 """
@@ -159,8 +159,8 @@ class Scheduler:
         return self._commit(chosen)
 
     def _kinds(self) -> tuple[bool | None, ...]:
-        """Kinds of step to try: None may hold anything. With mix "never", True (prompt chunks) and False (rows
-        that need one token) take turns, so that neither starves the other."""
+        """Kinds of step to try: None may hold anything. With mix "never", True (prompt chunks) and False
+        (rows that need one token) take turns, so that neither starves the other."""
         if self.config.mix == "always":
             return (None,)
         return (False, True) if self._ran_prompts else (True, False)

@@ -1,0 +1,391 @@
+"""The frontend's end of an engine core: streams of outputs by request, health, restart. Asyncio, no torch."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import faulthandler
+import logging
+import queue
+import shutil
+import signal
+import sys
+import tempfile
+import threading
+import time
+import uuid
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import zmq
+import zmq.asyncio
+
+from trunkline.config.schema import EngineConfig
+from trunkline.engine.process import serve
+from trunkline.messages import (
+    Abort,
+    AddRequest,
+    Failed,
+    FlushCache,
+    FlushDone,
+    FromCore,
+    GetStats,
+    Heartbeat,
+    Outputs,
+    Ready,
+    Shutdown,
+    Stats,
+    ToCore,
+    TokensOut,
+    decode_from_core,
+    encode,
+)
+from trunkline.types import FinishReason, RequestError
+
+log = logging.getLogger(__name__)
+
+MAX_RESTARTS, RESTART_WINDOW = 3, 600.0  # deaths within so many seconds after which the core stays dead
+DUMP_TIME = 2.0  # seconds that a stalled core gets to write its stacks down
+STOP_TIME = 10.0  # seconds that a core gets to stop by itself
+CLOSED = "closed"
+
+
+@dataclass(frozen=True)
+class Health:
+    """`ok` only while the core makes progress; `reason` says what is wrong, or "ok"."""
+
+    ok: bool
+    reason: str
+
+
+class Transport(Protocol):
+    """How messages reach one core, from its start to its end."""
+
+    async def send(self, message: ToCore) -> None: ...
+
+    async def run(self, deliver: Callable[[FromCore], None]) -> str:
+        """Start a core, deliver what it says until it ends, and return why it ended."""
+        ...
+
+    async def dump_and_kill(self) -> None:
+        """End a core that has stalled, after writing its stacks to standard error."""
+        ...
+
+    async def close(self) -> None: ...
+
+
+class EngineClient:
+    """One engine core, restarted when it dies. Requests that were in it end with a 503 that says why."""
+
+    def __init__(self, transport: Transport, watchdog_timeout: float) -> None:
+        self.ready: Ready | None = None
+        self.steps = 0
+        self.fatal = asyncio.Event()  # set when the core stays dead
+        self._transport = transport
+        self._watchdog_timeout = watchdog_timeout
+        self._streams: dict[str, asyncio.Queue[TokensOut | RequestError]] = {}
+        self._calls: dict[str, asyncio.Future[FlushDone | Stats]] = {}
+        self._problem: str | None = "starting"
+        self._last_beat = time.monotonic()
+        self._deaths: list[float] = []
+        self._failure: Failed | None = None
+        self._up = asyncio.Event()
+        self._tasks: list[asyncio.Task[None]] = []
+
+    @classmethod
+    async def launch(cls, config: EngineConfig) -> EngineClient:
+        """Start a core in a process of its own. Raises RequestError when it can't start."""
+        return await cls(ProcessTransport(config), config.server.watchdog_timeout)._start()
+
+    @classmethod
+    async def in_process(cls, config: EngineConfig) -> EngineClient:
+        """Start a core in a thread of this process. Raises RequestError when it can't start."""
+        return await cls(ThreadTransport(config), config.server.watchdog_timeout)._start()
+
+    async def _start(self) -> EngineClient:
+        self._tasks = [asyncio.create_task(self._keep_running()), asyncio.create_task(self._watch())]
+        ended = asyncio.create_task(self.fatal.wait())
+        up = asyncio.create_task(self._up.wait())
+        await asyncio.wait((up, ended), return_when=asyncio.FIRST_COMPLETED)
+        up.cancel()
+        ended.cancel()
+        if self.ready is None:
+            failure = self._failure or Failed(
+                self._problem or "the engine core did not start", "start_failed"
+            )
+            await self.close()
+            raise RequestError(failure.message, code=failure.code, status=500)
+        return self
+
+    # ------------------------------------------------------------------ requests
+    async def stream(self, request: AddRequest) -> AsyncIterator[TokensOut]:
+        """Yield the outputs of a request until its last. Leaving early aborts it.
+
+        Raises RequestError (`engine_dead`, 503) when the core is down or dies on the way.
+        """
+        if request.rid in self._streams:
+            raise RequestError(
+                f"a request with id {request.rid!r} is still running: ids of live requests are unique",
+                code="duplicate_rid",
+                param="rid",
+            )
+        self._require_alive()
+        outputs: asyncio.Queue[TokensOut | RequestError] = asyncio.Queue()
+        self._streams[request.rid] = outputs
+        finished = False
+        try:
+            await self._transport.send(request)
+            while not finished:
+                item = await outputs.get()
+                if isinstance(item, RequestError):
+                    finished = True
+                    raise item
+                finished = item.finish is not None
+                yield item
+        finally:
+            self._streams.pop(request.rid, None)
+            if not finished and self._problem is None:
+                await self._transport.send(Abort(request.rid))
+
+    async def abort(self, rid: str) -> None:
+        """End a request; its stream gets an aborted last output. Unknown ids are ignored."""
+        if rid in self._streams:
+            await self._transport.send(Abort(rid))
+            reason = FinishReason("abort", message="aborted", code="aborted")
+            self._streams[rid].put_nowait(TokensOut(rid=rid, finish=reason))
+
+    async def abort_all(self) -> None:
+        await self._transport.send(Abort("", all=True))
+
+    async def flush_cache(self) -> FlushDone:
+        answer = await self._call(FlushCache)
+        assert isinstance(answer, FlushDone)
+        return answer
+
+    async def stats(self) -> Stats:
+        answer = await self._call(GetStats)
+        assert isinstance(answer, Stats)
+        return answer
+
+    async def _call(self, kind: type[FlushCache] | type[GetStats]) -> FlushDone | Stats:
+        self._require_alive()
+        call = uuid.uuid4().hex
+        answer: asyncio.Future[FlushDone | Stats] = asyncio.get_running_loop().create_future()
+        self._calls[call] = answer
+        try:
+            await self._transport.send(kind(call))
+            return await answer
+        finally:
+            self._calls.pop(call, None)
+
+    def _require_alive(self) -> None:
+        if self._problem is not None:
+            raise self._dead()
+
+    def _dead(self) -> RequestError:
+        return RequestError(f"the engine is not available: {self._problem}", code="engine_dead", status=503)
+
+    # ------------------------------------------------------------------ life of the core
+    @property
+    def health(self) -> Health:
+        return Health(self._problem is None, self._problem or "ok")
+
+    async def close(self) -> None:
+        """Stop the core and free all it holds. Safe to call twice."""
+        self._problem = CLOSED
+        self._fail_all()
+        await self._transport.close()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _keep_running(self) -> None:
+        while True:
+            self._last_beat = time.monotonic()
+            reason = await self._transport.run(self._deliver)
+            if self._problem == CLOSED:
+                return
+            self._problem = self._failure.message if self._failure else reason
+            log.error("the engine core ended: %s", self._problem)
+            self._fail_all()
+            now = time.monotonic()
+            self._deaths = [at for at in self._deaths if now - at < RESTART_WINDOW] + [now]
+            if self.ready is None or len(self._deaths) > MAX_RESTARTS:
+                self.fatal.set()
+                return
+            self._problem += " (restarting)"
+            self._failure = None
+
+    async def _watch(self) -> None:
+        """End a core that makes no progress, after writing its state down (P10)."""
+        while True:
+            await asyncio.sleep(min(1.0, self._watchdog_timeout / 4))
+            silent = time.monotonic() - self._last_beat
+            if self._problem is None and silent > self._watchdog_timeout:
+                self._problem = f"no progress for {silent:.0f} s, the limit is {self._watchdog_timeout:.0f} s"
+                log.error("the engine core stalls: %s", self._problem)
+                await self._transport.dump_and_kill()
+
+    def _deliver(self, message: FromCore) -> None:
+        self._last_beat = time.monotonic()
+        match message:
+            case Outputs():
+                for item in message.items:
+                    stream = self._streams.get(item.rid)
+                    if stream is not None:
+                        stream.put_nowait(item)
+            case Stats() | FlushDone():
+                answer = self._calls.get(message.call)
+                if answer is not None and not answer.done():
+                    answer.set_result(message)
+            case Heartbeat():
+                self.steps = message.steps
+            case Ready():
+                self.ready, self._problem = message, None
+                self._up.set()
+            case Failed():
+                self._failure = message
+
+    def _fail_all(self) -> None:
+        error = self._dead()
+        for stream in self._streams.values():
+            stream.put_nowait(error)
+        for answer in self._calls.values():
+            if not answer.done():
+                answer.set_exception(error)
+
+
+class ProcessTransport:
+    """A core in a child process, over a socket in a private folder that goes away with either side."""
+
+    def __init__(self, config: EngineConfig) -> None:
+        self._config = config
+        self._process: asyncio.subprocess.Process | None = None
+        self._socket: zmq.asyncio.Socket | None = None
+        self._folder: Path | None = None
+
+    async def send(self, message: ToCore) -> None:
+        if self._socket is not None:
+            await self._socket.send(encode(message))
+
+    async def run(self, deliver: Callable[[FromCore], None]) -> str:
+        self._folder = Path(tempfile.mkdtemp(prefix="trunkline-"))
+        path = self._folder / "core.sock"
+        socket = self._socket = zmq.asyncio.Context.instance().socket(zmq.PAIR)
+        for option, value in ((zmq.LINGER, 0), (zmq.SNDHWM, 0), (zmq.RCVHWM, 0)):
+            socket.setsockopt(option, value)
+        socket.bind(f"ipc://{path}")
+        try:
+            process = self._process = await asyncio.create_subprocess_exec(
+                sys.executable, "-m", "trunkline.engine.process", str(path), stdin=asyncio.subprocess.PIPE
+            )
+            assert process.stdin is not None
+            process.stdin.write(self._config.to_json() + b"\n")
+            reader = asyncio.create_task(self._read(socket, deliver))
+            try:
+                code = await process.wait()
+                await asyncio.sleep(0.05)  # its last words may still be on the way
+            finally:
+                reader.cancel()
+                await asyncio.gather(reader, return_exceptions=True)
+            return _exit_reason(code)
+        finally:
+            self._release()
+
+    @staticmethod
+    async def _read(socket: zmq.asyncio.Socket, deliver: Callable[[FromCore], None]) -> None:
+        while True:
+            deliver(decode_from_core(await socket.recv()))
+
+    def _release(self) -> None:
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+            self._folder = None
+        if self._process is not None and self._process.returncode is None:
+            self._process.kill()
+
+    async def dump_and_kill(self) -> None:
+        if self._process is not None and self._process.returncode is None:
+            self._process.send_signal(signal.SIGUSR1)
+            await asyncio.sleep(DUMP_TIME)
+            with contextlib.suppress(ProcessLookupError):
+                self._process.kill()
+
+    async def close(self) -> None:
+        await self.send(Shutdown())
+        if self._process is not None:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._process.wait(), STOP_TIME)
+        self._release()
+
+
+def _exit_reason(code: int) -> str:
+    if code < 0:
+        return f"the engine process was killed by {signal.Signals(-code).name}"
+    return f"the engine process exited with status {code}"
+
+
+class ThreadTransport:
+    """A core in a thread of this process; messages are passed as they are."""
+
+    def __init__(self, config: EngineConfig) -> None:
+        self._config = config
+        self._inbox: queue.SimpleQueue[ToCore] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
+
+    async def send(self, message: ToCore) -> None:
+        self._inbox.put(message)
+
+    async def run(self, deliver: Callable[[FromCore], None]) -> str:
+        loop, ended = asyncio.get_running_loop(), asyncio.Event()
+
+        def work() -> None:
+            serve(self._config, _ThreadChannel(self._inbox, loop, deliver))
+            _call_in(loop, ended.set)
+
+        self._thread = threading.Thread(target=work, name="trunkline-core", daemon=True)
+        self._thread.start()
+        await ended.wait()
+        return "the engine thread ended"
+
+    async def dump_and_kill(self) -> None:
+        """A thread can't be ended from outside: its stack is all that is to be had."""
+        faulthandler.dump_traceback()
+
+    async def close(self) -> None:
+        self._inbox.put(Shutdown())
+        if self._thread is not None:
+            await asyncio.to_thread(self._thread.join, STOP_TIME)
+
+
+class _ThreadChannel:
+    """The core's side of a ThreadTransport (`process.Channel`)."""
+
+    def __init__(
+        self,
+        inbox: queue.SimpleQueue[ToCore],
+        loop: asyncio.AbstractEventLoop,
+        deliver: Callable[[FromCore], None],
+    ) -> None:
+        self._inbox, self._loop, self._deliver = inbox, loop, deliver
+
+    def receive(self, timeout: float) -> list[ToCore]:
+        messages: list[ToCore] = []
+        with contextlib.suppress(queue.Empty):
+            messages.append(self._inbox.get(timeout > 0, timeout))
+            while True:
+                messages.append(self._inbox.get_nowait())
+        return messages
+
+    def send(self, message: FromCore) -> None:
+        _call_in(self._loop, self._deliver, message)
+
+
+def _call_in(loop: asyncio.AbstractEventLoop, function: Callable[..., None], *args: FromCore) -> None:
+    with contextlib.suppress(RuntimeError):  # the event loop may be closed by now: nobody listens
+        loop.call_soon_threadsafe(function, *args)

@@ -1,0 +1,161 @@
+"""Builds an engine core from a configuration and drives its loop, in a thread or as a process of its own.
+
+The process is `python -m trunkline.engine.process SOCKET`: the configuration comes as one JSON line on
+standard input, which then stays open as a lifeline. When it closes, the parent is gone and so is this
+process.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import logging
+import os
+import shutil
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Protocol
+
+import zmq
+
+from trunkline.cache import PrefixCache
+from trunkline.config.model_spec import load_model_spec
+from trunkline.config.schema import EngineConfig
+from trunkline.engine.core import EngineCore
+from trunkline.messages import Failed, FromCore, Heartbeat, Outputs, Ready, ToCore, decode_to_core, encode
+from trunkline.scheduler.scheduler import Scheduler
+from trunkline.types import RequestError
+
+log = logging.getLogger(__name__)
+
+BEAT_INTERVAL = 0.5  # seconds between heartbeats
+
+
+class Channel(Protocol):
+    """The core's end of the line to its frontend."""
+
+    def receive(self, timeout: float) -> list[ToCore]:
+        """Return all messages that are there; wait up to `timeout` seconds for a first one."""
+        ...
+
+    def send(self, message: FromCore) -> None: ...
+
+
+def build_core(config: EngineConfig) -> tuple[EngineCore, Ready]:
+    """Load the model and put the parts together. Raises RequestError for what can't be loaded."""
+    from trunkline.worker.runner import ModelWorker  # loads torch
+
+    started = time.monotonic()
+    spec = load_model_spec(config.model.path, revision=config.model.revision)
+    worker = ModelWorker(config, spec)
+    cache = PrefixCache(config.cache.num_pages, config.cache.page_size, config.cache.prefix_cache)
+    scheduler = Scheduler(config.scheduler, cache, spec.eos_token_ids, spec.vocab_size)
+    ready = Ready(
+        max_context=config.scheduler.max_context,
+        num_pages=config.cache.num_pages,
+        page_size=config.cache.page_size,
+        max_running=config.scheduler.max_running,
+        vocab_size=spec.vocab_size,
+        info={"pid": os.getpid(), "load_s": round(time.monotonic() - started, 3), **worker.memory_report()},
+    )
+    return EngineCore(scheduler, worker, config.scheduler.depth), ready
+
+
+def run_loop(core: EngineCore, channel: Channel) -> None:
+    """Serve until told to stop. Heartbeats come from this loop itself, so they stop when it does (P10)."""
+    last_beat, checked = 0.0, True
+    while not core.stopping:
+        messages = channel.receive(0.0 if core.has_work else BEAT_INTERVAL)
+        for message in messages:
+            for reply in core.handle(message):
+                channel.send(reply)
+        if core.has_work:
+            checked = False
+            outputs = core.step()
+            if outputs:
+                channel.send(Outputs(outputs))
+        elif not checked and not messages:
+            core.scheduler.check()  # idle for a while: the accounting must add up
+            checked = True
+        now = time.monotonic()
+        if now - last_beat >= BEAT_INTERVAL:
+            channel.send(Heartbeat(core.steps, core.has_work))
+            last_beat = now
+
+
+def serve(config: EngineConfig, channel: Channel) -> bool:
+    """Build a core and serve until stopped. Tells the frontend of a fault; returns whether all went well."""
+    try:
+        core, ready = build_core(config)
+    except RequestError as error:
+        channel.send(Failed(error.message, error.code))
+        return False
+    except Exception as error:
+        log.exception("the engine core could not start")
+        channel.send(Failed(f"the engine core could not start: {error!r}", "start_failed"))
+        return False
+    try:
+        channel.send(ready)
+        run_loop(core, channel)
+    except Exception as error:
+        log.exception("the engine core failed")
+        channel.send(Failed(f"the engine core failed: {error!r}", "core_failed"))
+        return False
+    return True
+
+
+class SocketChannel:
+    """A ZeroMQ pair socket; messages are msgpack."""
+
+    def __init__(self, path: str) -> None:
+        self._socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.PAIR)
+        self._socket.setsockopt(zmq.LINGER, 1000)
+        self._socket.setsockopt(zmq.SNDHWM, 0)
+        self._socket.setsockopt(zmq.RCVHWM, 0)
+        self._socket.connect(f"ipc://{path}")
+
+    def receive(self, timeout: float) -> list[ToCore]:
+        messages: list[ToCore] = []
+        if self._socket.poll(int(timeout * 1000)):
+            try:
+                while True:
+                    messages.append(decode_to_core(self._socket.recv(zmq.NOBLOCK)))
+            except zmq.Again:
+                pass
+        return messages
+
+    def send(self, message: FromCore) -> None:
+        self._socket.send(encode(message))
+
+    def close(self) -> None:
+        self._socket.close()
+        zmq.Context.instance().term()
+
+
+def _end_with_parent(folder: Path) -> None:
+    """Wait for the end of standard input, then leave nothing behind (P12)."""
+    while os.read(0, 4096):
+        pass
+    shutil.rmtree(folder, ignore_errors=True)
+    os._exit(1)
+
+
+def main(path: str) -> int:
+    config = EngineConfig.from_json(sys.stdin.buffer.readline())
+    logging.basicConfig(
+        level=config.server.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+    )
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)  # the frontend drains first, then says when
+    faulthandler.register(signal.SIGUSR1)  # the watchdog's wish, before it kills
+    threading.Thread(target=_end_with_parent, args=(Path(path).parent,), daemon=True).start()
+    channel = SocketChannel(path)
+    good = serve(config, channel)
+    channel.close()
+    return 0 if good else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))
