@@ -10,7 +10,7 @@ import pytest
 
 from tools.check import layers, safety, shape
 from tools.check.__main__ import RULES, line_report, main, violations
-from tools.check.documents import check_document
+from tools.check.documents import check_document, known_flags
 from tools.check.source import Source, read_sources
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -161,9 +161,9 @@ def test_document(tmp_path: Path, planted: str, clean: str) -> None:
     (tmp_path / "src/code.py").write_text("PORT = '--port'\nclass A:\n    page_size: int = flag('int')\n")
     (tmp_path / "Makefile").write_text("serve:\n")
     (tmp_path / "README.md").write_text(planted)
-    sources = read_sources(tmp_path)
-    assert [v.rule for v in check_document(tmp_path, "README.md", planted, sources)] == ["document"]
-    assert not list(check_document(tmp_path, "README.md", clean, sources))
+    flags = known_flags(read_sources(tmp_path))
+    assert [v.rule for v in check_document(tmp_path, "README.md", planted, flags)] == ["document"]
+    assert not list(check_document(tmp_path, "README.md", clean, flags))
 
 
 def test_program_fails_on_a_planted_violation(
@@ -178,6 +178,9 @@ def test_program_fails_on_a_planted_violation(
     (package / "pages.py").write_text("import pickle\n")
     assert main() == 1
     assert "src/trunkline/cache/pages.py:1: banned: import of pickle" in capsys.readouterr().out
+    (package / "pages.py").write_text("def f(:\n")
+    assert main() == 1
+    assert "src/trunkline/cache/pages.py:1: syntax: " in capsys.readouterr().out
 
 
 def test_line_report_counts_every_line() -> None:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from tools.check import layers, safety, shape
-from tools.check.documents import check_document, read_documents
+from tools.check.documents import check_document, known_flags, read_documents
 from tools.check.source import Source, Violation, read_sources
 
 Rule = Callable[[Source], Iterator[Violation]]
@@ -32,13 +32,19 @@ RULES: tuple[Rule, ...] = (
 
 
 def violations(root: Path) -> Iterator[Violation]:
-    sources = read_sources(root)
+    sources = []
+    for source in read_sources(root):
+        if (error := source.syntax_error()) is None:
+            sources.append(source)
+        else:
+            yield source.violation(error.lineno or 1, "syntax", error.msg)
     for source in sources:
         for rule in RULES:
             yield from rule(source)
         yield from safety.check_local_paths(source.path, source.text)
+    flags = known_flags(sources)
     for path, text in read_documents(root):
-        yield from check_document(root, path, text, sources)
+        yield from check_document(root, path, text, flags)
         yield from safety.check_local_paths(path, text)
 
 

@@ -23,10 +23,10 @@ def read_documents(root: Path) -> list[tuple[str, str]]:
     return [(page.relative_to(root).as_posix(), page.read_text()) for page in sorted(pages)]
 
 
-def check_document(root: Path, path: str, text: str, sources: list[Source]) -> Iterator[Violation]:
+def check_document(root: Path, path: str, text: str, flags: frozenset[str]) -> Iterator[Violation]:
     yield from check_links(root, path, text)
     yield from check_named_things(root, path, text)
-    yield from check_flags(path, text, known_flags(sources))
+    yield from check_flags(path, text, flags)
 
 
 def check_links(root: Path, path: str, text: str) -> Iterator[Violation]:
@@ -73,7 +73,8 @@ def check_flags(path: str, text: str, known: frozenset[str]) -> Iterator[Violati
 def known_flags(sources: list[Source]) -> frozenset[str]:
     """Flags that the code spells out (`"--port"`) or declares (`port: int = flag(...)`). Imports no code."""
     programs = [s for s in sources if s.folder != "tests" or s.path.endswith("__main__.py")]
-    return frozenset(name for source in programs for node in ast.walk(source.tree) for name in _flags(node))
+    found = {name for source in programs for node in ast.walk(source.tree) for name in _flags(node)}
+    return frozenset(found | {"--help"})
 
 
 def _flags(node: ast.AST) -> Iterator[str]:

@@ -34,6 +34,13 @@ class Source:
     def tree(self) -> ast.Module:
         return ast.parse(self.text, self.path)
 
+    def syntax_error(self) -> SyntaxError | None:
+        try:
+            ast.parse(self.text)
+        except SyntaxError as error:
+            return error
+        return None
+
     @property
     def folder(self) -> str:
         """First part of the path: src, tools, training or tests."""
