@@ -1,0 +1,141 @@
+"""The radix tree and its pages."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from trunkline.cache import Lease, PrefixCache
+from trunkline.types import CacheKey
+
+KEY = CacheKey()
+
+
+def leased(cache: PrefixCache, tokens: list[int], key: CacheKey = KEY) -> Lease:
+    lease = cache.acquire(key, tokens, len(tokens) - 1)
+    assert cache.grow(lease, len(tokens))
+    return lease
+
+
+def finish(cache: PrefixCache, lease: Lease, tokens: list[int]) -> None:
+    cache.publish(lease, tokens, len(tokens) - 1)
+    cache.release(lease)
+    cache.check()
+
+
+def test_a_published_prefix_is_found_in_whole_pages() -> None:
+    cache = PrefixCache(16, page_size=4)
+    tokens = list(range(11))
+    finish(cache, leased(cache, tokens), tokens)
+    assert cache.match_length(KEY, tokens, 10) == 8
+    assert cache.match_length(KEY, tokens[:7] + [99] * 4, 10) == 4
+    assert cache.match_length(KEY, [99, *tokens], 10) == 0
+
+
+def test_a_hit_never_covers_the_last_token() -> None:
+    cache = PrefixCache(16, page_size=4)
+    tokens = list(range(9))
+    finish(cache, leased(cache, tokens), tokens)
+    again = cache.acquire(KEY, tokens[:8], 7)
+    assert len(again.pages) == 1
+
+
+def test_keys_never_share() -> None:
+    cache = PrefixCache(16, page_size=1)
+    tokens = list(range(6))
+    finish(cache, leased(cache, tokens), tokens)
+    for other in (CacheKey(salt="x"), CacheKey(adapter="x"), CacheKey(weight_version="x")):
+        assert cache.match_length(other, tokens, 5) == 0
+
+
+def test_publishing_what_the_tree_has_swaps_the_copy_for_the_trees_pages() -> None:
+    cache = PrefixCache(16, page_size=2)
+    tokens = list(range(7))
+    first, second = leased(cache, tokens), leased(cache, tokens)
+    assert cache.publish(first, tokens, 6) is None
+    free = cache.free_pages
+    swap = cache.publish(second, tokens, 6)
+    assert swap is not None and (swap.start, swap.pages) == (0, first.pages[:3])
+    assert second.pages[:3] == first.pages[:3]
+    assert cache.free_pages == free + 3
+    cache.check()
+
+
+def test_a_held_prefix_is_not_evicted_and_the_oldest_leaf_goes_first() -> None:
+    cache = PrefixCache(8, page_size=1)
+    old, new = [1, 2, 3], [5, 6, 7]
+    for tokens in (old, new):
+        finish(cache, leased(cache, tokens), tokens)
+    held = cache.acquire(KEY, [*new, 0], 3)
+    assert cache.available_pages == 6
+    wide = cache.acquire(KEY, [9] * 7, 0)
+    assert not cache.grow(wide, 7)
+    assert cache.grow(wide, 6)
+    cache.check()
+    assert cache.match_length(KEY, [*old, 0], 3) == 0
+    assert cache.match_length(KEY, [*new, 0], 3) == 2
+    cache.release(held)
+
+
+def test_the_end_of_a_long_edge_is_evicted_before_its_start() -> None:
+    cache = PrefixCache(8, page_size=1)
+    tokens = list(range(9))
+    finish(cache, leased(cache, tokens[:8]), tokens[:8])
+    other = cache.acquire(KEY, [99] * 4, 0)
+    assert cache.grow(other, 3)
+    cache.check()
+    assert cache.match_length(KEY, tokens, 8) == 5
+
+
+def test_a_disabled_cache_shares_nothing() -> None:
+    cache = PrefixCache(8, page_size=1, enabled=False)
+    tokens = [1, 2, 3, 4]
+    finish(cache, leased(cache, tokens), tokens)
+    assert cache.match_length(KEY, tokens, 3) == 0
+    assert cache.free_pages == 8
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_pages_are_conserved_whatever_happens(seed: int) -> None:
+    """Random acquire, grow, publish, release and flush; a model of what was published predicts the hits."""
+    rng = random.Random(seed)
+    size = rng.choice([1, 2, 4])
+    cache = PrefixCache(rng.choice([12, 40, 400]), size)
+    keys = [CacheKey(salt=salt) for salt in "ab"]
+    held: list[tuple[Lease, list[int]]] = []
+    published: set[tuple[CacheKey, tuple[int, ...]]] = set()
+    for _ in range(150):
+        action = rng.random()
+        if action < 0.4:
+            tokens = [rng.randrange(2) for _ in range(rng.randrange(1, 24))]
+            key = rng.choice(keys)
+            lease = cache.acquire(key, tokens, len(tokens) - 1)
+            hit = len(lease.pages) * size
+            assert hit <= len(tokens) - 1
+            assert hit == 0 or (key, tuple(tokens[:hit])) in published, "a hit on what nobody published"
+            if cache.grow(lease, len(tokens)):
+                held.append((lease, tokens))
+            else:
+                cache.release(lease)
+        elif held and action < 0.75:
+            lease, tokens = rng.choice(held)
+            count = rng.randrange(len(tokens) + 1)
+            before = list(lease.pages)
+            swap = cache.publish(lease, tokens, count)
+            changed = [i for i, page in enumerate(lease.pages) if page != before[i]]
+            assert not changed or (swap is not None and changed[0] >= swap.start)
+            for end in range(size, count + 1, size):
+                published.add((lease.key, tuple(tokens[:end])))
+                assert cache.match_length(lease.key, tokens, end) == end
+        elif held and action < 0.97:
+            lease, _ = held.pop(rng.randrange(len(held)))
+            cache.release(lease)
+        else:
+            cache.flush()
+        cache.check()
+    for lease, _ in held:
+        cache.release(lease)
+    cache.flush()
+    cache.check()
+    assert cache.free_pages == cache.num_pages
