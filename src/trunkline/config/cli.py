@@ -43,8 +43,9 @@ def parse(words: Sequence[str], table: type[T]) -> T:
         if not name.startswith("--") or name == "--":
             raise RequestError(
                 f"unexpected argument {name!r}: every value needs its flag, for example --model-path {name}",
-                code="unknown_flag", param=name,
-            )  # fmt: skip
+                code="unknown_flag",
+                param=name,
+            )
         value: str | None = inline if equals else None
         attribute = attributes.get(name)
         if attribute is None:
@@ -137,9 +138,10 @@ def _accept_reference(name: str, value: str, attributes: Mapping[str, str]) -> s
             if values == ("",):
                 raise _invalid(name, f"cannot be {value!r}: {fact}", code="unsupported_flag")
             raise _invalid(
-                name, f"{value or '(no value)'} is not built: {fact} (only {' | '.join(values)} is accepted)",
+                name,
+                f"{value or '(no value)'} is not built: {fact} (only {' | '.join(values)} is accepted)",
                 code="unsupported_flag",
-            )  # fmt: skip
+            )
         why = refused_flags().get(main)
         if why is not None:
             raise _invalid(name, f"is not supported: {why}", code="unsupported_flag")

@@ -2,7 +2,7 @@
 
 `Args` is the whole table: one attribute per flag (`--page-size` is `page_size`), with its default, bounds,
 help and the configuration fields it decides in the metadata. The command line, `Engine(**kwargs)`, the help
-text and the reference in the docs are all made from it. None means that `config/resolve.py` derives the value.
+text and the reference in the docs are all made from it. None: `config/resolve.py` derives the value.
 """
 
 from __future__ import annotations

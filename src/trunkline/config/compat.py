@@ -1,0 +1,191 @@
+"""The capability table as data (P18): one source for the docs, the start-up check and the matrix of tests.
+
+Every built feature works with every other one. What is listed as an exclusion is impossible by nature.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Literal
+
+from trunkline.config.schema import EngineConfig
+from trunkline.types import RequestError
+
+AxisValue = str | int | bool
+
+
+@dataclass(frozen=True)
+class Feature:
+    """One capability: how it is chosen, and the values under which outputs must be bit-equal.
+
+    `axis` names the knob of the metamorphic matrix, `values` its settings there; both are empty for what
+    a request chooses by itself or what changes outputs by design.
+    """
+
+    area: str
+    name: str
+    how: str
+    status: Literal["built", "planned"] = "built"
+    axis: str = ""
+    values: tuple[AxisValue, ...] = ()
+
+
+@dataclass(frozen=True)
+class Exclusion:
+    """Two settings that cannot be had together, why by nature, and whether a configuration has both."""
+
+    name: str
+    why: str
+    clash: Callable[[EngineConfig], bool]
+
+
+FEATURES: tuple[Feature, ...] = (
+    Feature("cache", "prefix cache", "on; --disable-radix-cache", axis="prefix_cache", values=(True, False)),
+    Feature("cache", "pages of any size", "--page-size", axis="page_size", values=(1, 4, 16)),
+    Feature("cache", "cache namespaces", "cache_salt, --weight-version"),
+    Feature("cache", "waiting for a prefix in flight", "on with the prefix cache"),
+    Feature(
+        "scheduling", "chunked prefill", "--chunked-prefill-size", axis="step_tokens", values=(8, 24, 512)
+    ),
+    Feature("scheduling", "mixed steps", "--mix", axis="mix", values=("always", "never")),
+    Feature("scheduling", "overlap of steps", "--overlap-depth", axis="depth", values=(0, 1, 2)),
+    Feature(
+        "scheduling", "continuous batching", "always", axis="batch", values=("alone", "together", "staggered")
+    ),
+    Feature("scheduling", "preemption", "when the pool is full", axis="pool", values=("ample", "tight")),
+    Feature("scheduling", "policies", "--schedule-policy", axis="policy", values=("fcfs", "lpm")),
+    Feature("scheduling", "abort in every phase", "disconnect, /abort_request"),
+    Feature("request", "streaming", "stream"),
+    Feature("request", "log-probabilities of outputs", "logprobs"),
+    Feature("request", "log-probabilities of the prompt", "logprob_start_len, echo"),
+    Feature("request", "several completions", "n"),
+    Feature("request", "seeded sampling", "seed"),
+    Feature("request", "temperature, top-p, top-k, min-p", "sampling parameters"),
+    Feature("request", "penalties and logit bias", "sampling parameters"),
+    Feature("request", "stop strings and stop tokens", "stop, stop_token_ids"),
+    Feature("model", "Llama 2 and 3 with rope scaling", "config.json"),
+    Feature("model", "Mistral with sliding window", "config.json"),
+    Feature("model", "Qwen2, Qwen2.5", "config.json"),
+    Feature("model", "Qwen3 dense", "config.json"),
+    Feature("compute", "float32, bfloat16, float16", "--dtype"),
+    Feature("compute", "CPU", "--device cpu"),
+    Feature("compute", "NVIDIA GPU", "--device cuda"),
+    Feature("request", "structured output", "response_format", "planned"),
+    Feature("request", "tool calls and reasoning parsers", "tools", "planned"),
+    Feature("request", "LoRA adapters", "lora_path", "planned"),
+    Feature("request", "images", "image_url", "planned"),
+    Feature("scheduling", "speculative decoding", "--speculative-algorithm", "planned"),
+    Feature("scheduling", "priorities", "priority", "planned"),
+    Feature("cache", "host and disk tiers", "--enable-hierarchical-cache", "planned"),
+    Feature("model", "mixture of experts", "config.json", "planned"),
+    Feature("compute", "quantised weights", "--quantization", "planned"),
+    Feature("compute", "tensor, pipeline, data parallelism", "--tp-size", "planned"),
+    Feature("compute", "prefill and decode apart", "--disaggregation-mode", "planned"),
+    Feature("compute", "CUDA graphs", "--cuda-graph-max-bs-decode", "planned"),
+)
+
+EXCLUSIONS: tuple[Exclusion, ...] = (
+    Exclusion(
+        "steps smaller than the batch",
+        "a step runs one token of each running request at least",
+        lambda c: c.scheduler.step_tokens < c.scheduler.max_running,
+    ),
+    Exclusion(
+        "a context longer than the KV pool",
+        "a request's own KV must fit the pool",
+        lambda c: c.scheduler.max_context > c.cache.num_tokens,
+    ),
+    Exclusion(
+        "waiting for a prefix without a prefix cache",
+        "what another request computed can only be reused through the cache",
+        lambda c: c.scheduler.prefill_wait and not c.cache.prefix_cache,
+    ),
+)
+
+
+def check_compatible(config: EngineConfig) -> None:
+    """The start-up check. Raises RequestError naming the exclusion that the configuration meets."""
+    for exclusion in EXCLUSIONS:
+        if exclusion.clash(config):
+            raise RequestError(
+                f"cannot be had: {exclusion.name}; {exclusion.why}", code="incompatible", param=exclusion.name
+            )
+
+
+def capability_table_markdown() -> str:
+    """The page `docs/capabilities.md`."""
+    built = [f for f in FEATURES if f.status == "built"]
+    lines = [
+        "# Capabilities",
+        "",
+        "Made from `src/trunkline/config/compat.py`; do not edit. Every built feature works with every other",
+        "built feature. Those with tested settings may not change an output bit: the metamorphic matrix",
+        "(`tests/model`) runs every pair of these settings and compares tokens and log-probabilities.",
+        "",
+        "| area | feature | chosen by | works with | tested settings |",
+        "|---|---|---|---|---|",
+    ]
+    for f in sorted(built, key=_area):
+        values = ", ".join(str(v).lower() for v in f.values)
+        lines.append(f"| {f.area} | {f.name} | {f.how} | all | {values} |")
+    lines += ["", "## Impossible by nature", "", "| together | why |", "|---|---|"]
+    lines += [f"| {x.name} | {x.why} |" for x in EXCLUSIONS]
+    lines += [
+        "",
+        "## Not built yet",
+        "",
+        "Refused by name (HTTP 400, exit status 2).",
+        "",
+        "| area | feature | asked for by |",
+    ]
+    lines += ["|---|---|---|"]
+    lines += [
+        f"| {f.area} | {f.name} | {f.how} |" for f in sorted(FEATURES, key=_area) if f.status == "planned"
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _area(feature: Feature) -> int:
+    return ("model", "compute", "cache", "scheduling", "request").index(feature.area)
+
+
+def matrix_axes() -> dict[str, tuple[AxisValue, ...]]:
+    """The knobs of the metamorphic matrix and their settings, the plainest setting not necessarily first.
+
+    `batch`: requests alone, submitted together, or one by one while others run. `pool`: "tight" holds so few
+    pages that requests are preempted. The others are configuration fields.
+    """
+    return {f.axis: f.values for f in FEATURES if f.axis and f.status == "built"}
+
+
+def pairwise(axes: Mapping[str, Sequence[AxisValue]]) -> list[dict[str, AxisValue]]:
+    """Few combinations in which every pair of settings of two axes occurs (a covering array of strength 2).
+
+    Greedy and deterministic: each row starts from the first pair not yet seen, then takes on every other axis
+    the setting that adds most pairs.
+    """
+    names = list(axes)
+    missing = {
+        ((a, x), (b, y)): None for a, b in combinations(names, 2) for x in axes[a] for y in axes[b]
+    }  # a dict as an ordered set
+    rows: list[dict[str, AxisValue]] = []
+    while missing:
+        row: dict[str, AxisValue] = dict(next(iter(missing)))
+        for name in names:
+            if name not in row:
+                row[name] = max(axes[name], key=lambda v: len(_new_pairs(missing, names, {**row, name: v})))
+        for pair in _new_pairs(missing, names, row):
+            del missing[pair]
+        rows.append({name: row[name] for name in names})
+    return rows
+
+
+Pair = tuple[tuple[str, AxisValue], tuple[str, AxisValue]]
+
+
+def _new_pairs(missing: Mapping[Pair, None], names: list[str], row: Mapping[str, AxisValue]) -> list[Pair]:
+    """Pairs of `row` that no earlier row has."""
+    chosen = [(name, row[name]) for name in names if name in row]
+    return [pair for pair in combinations(chosen, 2) if pair in missing]

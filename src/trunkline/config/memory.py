@@ -1,0 +1,120 @@
+"""The memory plan: what each part takes, from shapes alone, before anything is loaded (P16)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from trunkline.config.schema import DTYPE_BYTES, Device, DType
+
+if TYPE_CHECKING:
+    from trunkline.config.model_spec import ModelSpec
+
+# Resident size of Python, torch and its libraries before any tensor exists, measured with torch 2.13.
+RUNTIME_BYTES: dict[Device, int] = {"cpu": 330 << 20, "cuda": 600 << 20}
+# Sampling works on float32 logits: the logits, their log-softmax, a sorted copy and its int64 indices.
+_SAMPLER_BYTES_PER_LOGIT = 4 + 4 + 4 + 8
+
+
+class MemoryItem(msgspec.Struct, frozen=True):
+    """One line of the plan. `how` says where the figure comes from."""
+
+    name: str
+    bytes: int
+    how: str
+
+
+class MemoryPlan(msgspec.Struct, frozen=True, kw_only=True):
+    """What will be used of the device's memory, and what there is. All sizes in bytes."""
+
+    device: Device
+    items: tuple[MemoryItem, ...]
+    available: int
+    total: int
+
+    @property
+    def needed(self) -> int:
+        return sum(item.bytes for item in self.items)
+
+    def size_of(self, name: str) -> int:
+        return sum(item.bytes for item in self.items if item.name == name)
+
+    def table(self) -> str:
+        """The plan as lines of text: name, size, how it was found; then the sum and what is left."""
+        rows = [(item.name, show(item.bytes), item.how) for item in self.items]
+        rows.append(("planned", show(self.needed), ""))
+        left = self.available - self.needed
+        rows.append(("left free", show(left), f"of {show(self.available)} available"))
+        name_width = max(len(row[0]) for row in rows)
+        lines = [f"  {name:<{name_width}}  {size:>10}  {how}".rstrip() for name, size, how in rows]
+        rule = "  " + "-" * (name_width + 12)
+        return "\n".join([f"memory plan ({self.device})", *lines[:-2], rule, *lines[-2:]])
+
+
+def show(size: int) -> str:
+    """Bytes for people: "1.19 GiB"."""
+    value, sign = float(abs(size)), "-" if size < 0 else ""
+    for unit in ("B", "KiB", "MiB"):
+        if value < 1024:
+            return f"{sign}{value:.0f} {unit}" if unit == "B" else f"{sign}{value:.1f} {unit}"
+        value /= 1024
+    return f"{sign}{value:.2f} GiB"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Demand:
+    """What memory depends on, all but the size of the KV pool."""
+
+    spec: ModelSpec
+    dtype: DType
+    device: Device
+    page_size: int
+    max_running: int
+    max_context: int
+    step_tokens: int
+
+    @property
+    def token_bytes(self) -> int:
+        """KV of one token, all layers."""
+        return self.spec.kv_bytes_per_token(DTYPE_BYTES[self.dtype])
+
+    @property
+    def page_bytes(self) -> int:
+        return self.page_size * self.token_bytes
+
+    def weights(self) -> MemoryItem:
+        """Held once: a linear layer keeps only its packed form. A tied output head is packed on a CPU, so
+        there the embedding exists a second time."""
+        spec, width = self.spec, DTYPE_BYTES[self.dtype]
+        head = spec.vocab_size * spec.hidden_size if spec.tie_embeddings and self.device == "cpu" else 0
+        how = f"{spec.weight_count:,} parameters x {width} bytes ({self.dtype})"
+        return MemoryItem(
+            "weights", (spec.weight_count + head) * width, how + ", tied head packed" * bool(head)
+        )
+
+    def kv_pool(self, num_pages: int) -> MemoryItem:
+        tokens = num_pages * self.page_size
+        return MemoryItem(
+            "KV pool", num_pages * self.page_bytes, f"{tokens:,} tokens x {show(self.token_bytes)}"
+        )
+
+    def working(self) -> tuple[MemoryItem, ...]:
+        """What a step and the rows need, and the libraries."""
+        spec, rows = self.spec, self.max_running
+        per_token = 3 * spec.hidden_size + 3 * spec.intermediate_size
+        per_token += 2 * (spec.num_heads + spec.num_kv_heads) * spec.head_dim
+        activations = self.step_tokens * per_token * DTYPE_BYTES[self.dtype]
+        logits = rows * spec.vocab_size * _SAMPLER_BYTES_PER_LOGIT
+        state = rows * (8 * self.max_context + 4 * spec.vocab_size)
+        return (
+            MemoryItem("activations", activations, f"{self.step_tokens:,} tokens x {per_token:,} values"),
+            MemoryItem("sampling", logits, f"{rows} rows x {spec.vocab_size:,} logits"),
+            MemoryItem("rows", state, f"{rows} rows: tokens and penalty counts"),
+            MemoryItem("runtime", RUNTIME_BYTES[self.device], "Python, torch and its libraries"),
+        )
+
+    def plan(self, num_pages: int, available: int, total: int) -> MemoryPlan:
+        items = (self.weights(), self.kv_pool(num_pages), *self.working())
+        return MemoryPlan(device=self.device, items=items, available=available, total=total)

@@ -1,0 +1,294 @@
+"""From flags, model and machine to the configuration. `resolve` is pure and says why for every value."""
+
+from __future__ import annotations
+
+import dataclasses
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from operator import attrgetter
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from trunkline.config.compat import check_compatible
+from trunkline.config.flags import Args, flags_of, spelling
+from trunkline.config.hardware import Hardware, detect
+from trunkline.config.memory import Demand, MemoryPlan
+from trunkline.config.pool import conflict, size_pool
+from trunkline.config.reference import ALWAYS_SO, SAME_FLAG
+from trunkline.config.schema import (
+    CacheConfig,
+    Device,
+    DType,
+    EngineConfig,
+    Mix,
+    ModelConfig,
+    SchedulerConfig,
+    ServerConfig,
+)
+from trunkline.types import RequestError
+
+if TYPE_CHECKING:
+    from trunkline.config.model_spec import ModelSpec
+
+SEEDLING = Path(__file__).parent.parent / "assets" / "seedling"
+_DTYPES: Mapping[str, DType] = {
+    "float32": "float32",
+    "float": "float32",
+    "bfloat16": "bfloat16",
+    "float16": "float16",
+    "half": "float16",
+}
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """A configuration, why each of its fields (dotted name) is what it is, and what it takes."""
+
+    config: EngineConfig
+    reasons: dict[str, str]
+    memory: MemoryPlan
+    derived: tuple[str, ...] = ()  # the fields that neither the user nor a fixed default decided
+
+    def summary(self) -> str:
+        """The derived values with their reasons, one to a line."""
+        left = {name: f"{name} = {attrgetter(name)(self.config)}" for name in self.derived}
+        width = max(map(len, left.values()), default=0)
+        return "\n".join(f"  {text:<{width}}  {self.reasons[name]}" for name, text in left.items())
+
+
+def load_config(args: Args) -> Resolved:
+    """Read the model folder, look at the machine, resolve.
+
+    Raises RequestError (flags, memory, device) and what `load_model_spec` raises for a broken folder.
+    """
+    from trunkline.config.model_spec import load_model_spec
+
+    for attribute in ("tokenizer_path", "chat_template"):
+        path = getattr(args, attribute)
+        if path is not None and not Path(path).exists():
+            name = spelling(attribute)
+            raise RequestError(f"{name}: there is no {path!r}", code="file_not_found", param=name)
+    spec = load_model_spec(args.model_path or str(SEEDLING), revision=args.revision)
+    seed = args.random_seed
+    if seed is None:
+        args = dataclasses.replace(args, random_seed=secrets.randbits(31))
+    resolved = resolve(args, spec, detect())
+    if seed is None:
+        resolved.reasons["model.seed"] = "drawn at start; give --random-seed to repeat it"
+    return resolved
+
+
+def resolve(args: Args, spec: ModelSpec, hardware: Hardware) -> Resolved:
+    """Decide every value. Pure: the same three always give the same.
+
+    Raises RequestError for contradicting flags, a device that is not there, too little memory.
+    """
+    why: dict[str, str] = {}
+    device = _device(args, hardware, why)
+    dtype = _dtype(args, spec, hardware, device, why)
+    context = _context(args, spec)
+    max_running, step_tokens = _step(args, hardware, device, context, why)
+    demand = Demand(
+        spec=spec,
+        dtype=dtype,
+        device=device,
+        page_size=args.page_size,
+        max_running=max_running,
+        max_context=context,
+        step_tokens=step_tokens,
+    )
+    num_pages, plan = size_pool(args, demand, hardware, why)
+    held = num_pages * args.page_size
+    max_context = min(context, held)
+    if max_context < context:
+        why["scheduler.max_context"] = f"what the KV pool holds; the model goes to {context:,}"
+    elif args.context_length is None:
+        why["scheduler.max_context"] = "the model's own limit"
+    if args.max_running_requests is None and max_running > num_pages:
+        max_running = num_pages
+        why["scheduler.max_running"] = "one page for each: the KV pool has no more"
+    if args.random_seed is None:
+        why["model.seed"] = "zero without --random-seed"
+    given = args.model_path
+    if args.served_model_name is None:
+        why["model.served_model_name"] = "the model path as given" if given else "the bundled model"
+    if args.cpu_threads is None:
+        by_user = hardware.threads_wanted
+        why["model.threads"] = "OMP_NUM_THREADS" if by_user else f"{hardware.cores} cores are usable"
+    why["model.path"] = "--model-path" if given else "the bundled model"
+    config = EngineConfig(
+        model=ModelConfig(
+            path=spec.path,
+            tokenizer_path=args.tokenizer_path or "",
+            dtype=dtype,
+            device=device,
+            threads=args.cpu_threads or hardware.threads_wanted or hardware.cores,
+            served_model_name=args.served_model_name or given or "seedling",
+            weight_version=args.weight_version,
+            revision=args.revision,
+            seed=args.random_seed or 0,
+        ),
+        cache=CacheConfig(
+            page_size=args.page_size,
+            num_pages=num_pages,
+            kv_dtype=dtype,
+            prefix_cache=not args.disable_radix_cache,
+        ),
+        scheduler=SchedulerConfig(
+            max_running=max_running,
+            step_tokens=step_tokens,
+            max_context=max_context,
+            mix=_mix(args, why),
+            policy="lpm" if args.schedule_policy == "lpm" else "fcfs",
+            conservativeness=args.schedule_conservativeness,
+            max_queued=args.max_queued_requests,
+            depth=_depth(args, device, why),
+            prefill_wait=not args.disable_radix_cache,
+        ),
+        server=_server(args),
+    )
+    check_compatible(config)
+    return Resolved(config, _all_reasons(args, why), plan, tuple(why))
+
+
+def _device(args: Args, hardware: Hardware, why: dict[str, str]) -> Device:
+    if args.device == "cpu":
+        return "cpu"
+    if args.device == "cuda":
+        if hardware.cuda:
+            return "cuda"
+        torch = hardware.torch_version or "not installed"
+        cause = f"torch is {torch}, without CUDA" if hardware.gpus else "nvidia-smi shows no NVIDIA GPU"
+        raise RequestError(
+            f"--device cuda cannot be had: {cause}; --device cpu works here, `trunkline doctor` says more",
+            code="device_unavailable",
+            param="--device",
+        )
+    if hardware.cuda:
+        why["model.device"] = f"{hardware.gpus[0].name} is there"
+        return "cuda"
+    without = "torch is a build without CUDA" if hardware.gpus else "no NVIDIA GPU"
+    why["model.device"] = without
+    return "cpu"
+
+
+def _dtype(args: Args, spec: ModelSpec, hardware: Hardware, device: Device, why: dict[str, str]) -> DType:
+    asked = _DTYPES.get(args.dtype)
+    if asked is not None:
+        why["cache.kv_dtype"] = "the same as --dtype"
+        return asked
+    own: DType = _DTYPES.get(spec.dtype, "float32")
+    dtype: DType
+    reason: str
+    if own == "float32":
+        dtype, reason = own, "the checkpoint's"
+    elif device == "cuda":
+        old = hardware.gpus[0].capability < 8.0 and own == "bfloat16"
+        dtype = "float16" if old else own
+        reason = "this GPU has no bfloat16 arithmetic" if old else "the checkpoint's"
+    elif own == "bfloat16" and hardware.fast_bfloat16:
+        dtype, reason = own, "the checkpoint's, and this CPU multiplies it"
+    else:
+        dtype, reason = "float32", f"this CPU multiplies {own} (the checkpoint's) only slowly"
+    why["model.dtype"] = reason
+    why["cache.kv_dtype"] = "the same as the weights'"
+    return dtype
+
+
+def _context(args: Args, spec: ModelSpec) -> int:
+    asked = args.context_length
+    if asked is not None and asked > spec.max_position:
+        raise RequestError(
+            f"--context-length {asked} is beyond the model's {spec.max_position} positions",
+            code="context_too_long",
+            param="--context-length",
+        )
+    return asked or spec.max_position
+
+
+def _step(
+    args: Args, hardware: Hardware, device: Device, context: int, why: dict[str, str]
+) -> tuple[int, int]:
+    """(max_running, step_tokens), the second never below the first."""
+    chunk = args.chunked_prefill_size
+    if chunk == -1:
+        step = max(args.max_prefill_tokens, context)
+        why["scheduler.step_tokens"] = "whole prompts: the larger of --max-prefill-tokens and the context"
+    elif chunk is not None:
+        step = min(chunk, args.max_prefill_tokens)
+    else:
+        size = hardware.gpus[0].total_bytes / 2**30 if device == "cuda" else 0.0
+        chunk = 512
+        if device == "cuda":
+            chunk = 2048 if size < 20 else 4096 if size < 60 else 8192 if size < 160 else 16384
+        step = min(chunk, args.max_prefill_tokens)
+        where = f"a GPU of {size:.0f} GiB" if device == "cuda" else "larger steps gain little on a CPU"
+        why["scheduler.step_tokens"] = where if step == chunk else "--max-prefill-tokens"
+    running = args.max_running_requests
+    if running is None:
+        usual = 64 if device == "cpu" else 256
+        running = min(usual, step)
+        reason = f"usual on a {'CPU' if device == 'cpu' else 'GPU'}"
+        why["scheduler.max_running"] = reason if running == usual else "a step must have a token for each"
+    if running > step:
+        if args.chunked_prefill_size is not None or step == args.max_prefill_tokens:
+            raise conflict(
+                f"a step of {step} tokens has no token for each of --max-running-requests {running}: raise "
+                f"--chunked-prefill-size (and --max-prefill-tokens) to at least {running}, or run fewer",
+                "--max-running-requests",
+            )
+        step = running
+        why["scheduler.step_tokens"] = "a token for each running request"
+    return running, step
+
+
+def _mix(args: Args, why: dict[str, str]) -> Mix:
+    if args.mix is None:
+        if not args.enable_mixed_chunk:
+            why["scheduler.mix"] = "long prompts then do not stall requests that generate"
+        return "always"
+    if args.mix == "never" and args.enable_mixed_chunk:
+        raise conflict("--mix never contradicts --enable-mixed-chunk", "--mix")
+    return "never" if args.mix == "never" else "always"
+
+
+def _depth(args: Args, device: Device, why: dict[str, str]) -> int:
+    if args.disable_overlap_schedule:
+        if args.overlap_depth:
+            raise conflict("--disable-overlap-schedule contradicts --overlap-depth", "--overlap-depth")
+        return 0
+    if args.overlap_depth is not None:
+        return args.overlap_depth
+    if device == "cuda":
+        why["scheduler.depth"] = "the GPU computes while the CPU prepares the next step"
+        return 1
+    why["scheduler.depth"] = "a CPU computes in the same thread: nothing to overlap"
+    return 0
+
+
+def _server(args: Args) -> ServerConfig:
+    return ServerConfig(
+        host=args.host,
+        port=args.port,
+        api_key=args.api_key,
+        chat_template=args.chat_template,
+        sampling_defaults="openai" if args.sampling_defaults == "openai" else "model",
+        log_level=args.log_level,  # type: ignore[arg-type]  # the table has checked it
+        watchdog_timeout=args.watchdog_timeout,
+    )
+
+
+def _all_reasons(args: Args, why: dict[str, str]) -> dict[str, str]:
+    """A reason for every field (derived, given or default) and for each accepted flag of the reference."""
+    defaults = {f.name: f.default for f in fields(Args)}
+    reasons: dict[str, str] = {}
+    for attribute, meta in flags_of(Args).items():
+        given = getattr(args, attribute) != defaults[attribute]
+        for field in meta.sets:
+            if given or field not in reasons:
+                reasons[field] = spelling(attribute) if given else "default"
+    for word in args.accepted:
+        name = word.split()[0]
+        reasons[name] = ALWAYS_SO[SAME_FLAG.get(name, name)][1]
+    return reasons | why
