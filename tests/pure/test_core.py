@@ -1,0 +1,136 @@
+"""The loop and its fault fence, with a worker that counts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import pytest
+
+from trunkline.cache import PrefixCache
+from trunkline.config.schema import SchedulerConfig
+from trunkline.engine.core import EngineCore, EngineDead
+from trunkline.messages import Abort, AddRequest, FlushCache, FlushDone, GetStats, Outputs, Shutdown, Stats
+from trunkline.scheduler.plan import RowOutput, StepOutput, StepPlan
+from trunkline.scheduler.scheduler import Scheduler
+from trunkline.types import SamplingParams
+
+
+@dataclass
+class CountingWorker:
+    """Answers with the length of the row's tokens, so every output can be predicted."""
+
+    needs_host_seq_lens: bool = False
+    fail_at: dict[int, str] = field(default_factory=dict)  # step -> "forward", "sample" or "result"
+    lengths: dict[int, int] = field(default_factory=dict)
+    unread: int = 0
+    most_unread: int = 0
+
+    def forward(self, plan: StepPlan) -> StepPlan:
+        self._break(plan, "forward")
+        for admit in plan.admits:
+            self.lengths[admit.row] = len(admit.token_ids)
+        return plan
+
+    def sample(self, step: StepPlan, masks: None) -> Pending:
+        self._break(step, "sample")
+        rows = []
+        for row in step.rows:
+            rows.append(RowOutput([self.lengths[row.row]] if row.samples else []))
+            self.lengths[row.row] += row.samples
+        self.unread += 1
+        self.most_unread = max(self.most_unread, self.unread)
+        return Pending(self, step, StepOutput(rows))
+
+    def _break(self, plan: StepPlan, where: str) -> None:
+        if self.fail_at.get(plan.step) == where:
+            raise RuntimeError(f"planted in {where}")
+
+
+@dataclass
+class Pending:
+    worker: CountingWorker
+    plan: StepPlan
+    output: StepOutput
+
+    def result(self) -> StepOutput:
+        self.worker.unread -= 1
+        self.worker._break(self.plan, "result")
+        return self.output
+
+
+def core(depth: int = 0, **worker: object) -> EngineCore:
+    config = SchedulerConfig(max_running=2, step_tokens=8, max_context=64)
+    scheduler = Scheduler(config, PrefixCache(64, 1), eos_token_ids=(), vocab_size=100)
+    return EngineCore(scheduler, CountingWorker(**worker), depth)
+
+
+def ask(rid: str, prompt: int = 3, new: int = 5) -> AddRequest:
+    return AddRequest(rid=rid, token_ids=[1] * prompt, params=SamplingParams(max_new_tokens=new))
+
+
+def run(c: EngineCore) -> dict[str, tuple[list[int], str]]:
+    said: dict[str, tuple[list[int], str]] = {}
+    while c.has_work:
+        for out in c.step():
+            tokens, _ = said.get(out.rid, ([], ""))
+            said[out.rid] = (
+                tokens + out.token_ids,
+                (out.finish.code or out.finish.kind) if out.finish else "",
+            )
+        c.scheduler.check()
+    return said
+
+
+@pytest.mark.parametrize("depth", [0, 1, 2])
+@pytest.mark.parametrize("host_lens", [False, True])
+def test_every_depth_gives_the_same_tokens(depth: int, host_lens: bool) -> None:
+    c = core(depth, needs_host_seq_lens=host_lens)
+    c.handle(ask("a", 3))
+    c.handle(ask("b", 13))
+    assert run(c) == {"a": ([3, 4, 5, 6, 7], "length"), "b": ([13, 14, 15, 16, 17], "length")}
+    assert c.worker.most_unread == (1 if host_lens else depth + 1)
+
+
+@pytest.mark.parametrize("depth", [0, 1])
+@pytest.mark.parametrize("where", ["forward", "sample", "result"])
+def test_a_broken_step_ends_its_requests_and_spares_the_rest(depth: int, where: str) -> None:
+    c = core(depth, fail_at={2: where})
+    for rid in "abc":
+        c.handle(ask(rid))
+    said = run(c)
+    assert {rid: code for rid, (_, code) in said.items()} == {
+        "a": "step_failed",
+        "b": "step_failed",
+        "c": "length",
+    }
+    assert said["c"][0] == [3, 4, 5, 6, 7]
+    assert c.scheduler.gauges()["pages_in_use"] == 0
+
+
+def test_an_engine_that_only_fails_gives_up() -> None:
+    c = core(fail_at=dict.fromkeys(range(100), "forward"))
+    with pytest.raises(EngineDead, match="planted in forward"):
+        for index in range(10):
+            c.handle(ask(str(index)))
+            run(c)
+
+
+def test_messages() -> None:
+    c = core()
+    assert c.handle(ask("a")) == []
+    (refused,) = c.handle(ask("a"))
+    assert isinstance(refused, Outputs) and refused.items[0].finish is not None
+    assert refused.items[0].finish.code == "duplicate_rid"
+    (busy,) = c.handle(FlushCache("1"))
+    assert isinstance(busy, FlushDone) and not busy.ok
+    c.step()
+    c.handle(Abort("a"))
+    (flushed,) = c.handle(FlushCache("2"))
+    assert isinstance(flushed, FlushDone) and flushed.ok
+    (stats,) = c.handle(GetStats("3"))
+    assert isinstance(stats, Stats)
+    assert (stats.counters["requests"], stats.counters["aborted"], stats.gauges["pages_free"]) == (1, 1, 64)
+    c.handle(ask("b"))
+    (ended,) = c.handle(Shutdown())
+    assert isinstance(ended, Outputs) and ended.items[0].finish is not None
+    assert c.stopping and ended.items[0].finish.code == "shutdown"
