@@ -14,7 +14,7 @@ import tempfile
 import threading
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -120,7 +120,7 @@ class EngineClient:
         return self
 
     # ------------------------------------------------------------------ requests
-    async def stream(self, request: AddRequest) -> AsyncIterator[TokensOut]:
+    async def stream(self, request: AddRequest) -> AsyncGenerator[TokensOut, None]:
         """Yield the outputs of a request until its last. Leaving early aborts it.
 
         Raises RequestError (`engine_dead`, 503) when the core is down or dies on the way.
