@@ -226,3 +226,7 @@ def _wrap(text: str, indent: int) -> list[str]:
             line = " " * indent
         line += word if not line.strip() else " " + word
     return [*lines, line]
+
+
+def wants_help(words: Sequence[str]) -> bool:
+    return "--help" in words or "-h" in words

@@ -62,7 +62,7 @@ def _asked_pages(args: Args, per_page: int, why: dict[str, str]) -> int | None:
 def _default_pages(args: Args, demand: Demand, room: int, why: dict[str, str]) -> int:
     """Enough for every running request at full length, within the room that is left.
 
-    A GPU belongs to the engine but for 1 GiB of workspaces; on a CPU half of the room stays for other programs
+    A GPU is the engine's but for 1 GiB of workspaces; on a CPU half of the room stays for other programs
     and the file cache, unless a full request needs more. --mem-fraction-static replaces both rules.
     """
     one = -(-demand.max_context // demand.page_size)
