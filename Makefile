@@ -40,6 +40,7 @@ check: env-dev ## lint, format, types, house rules, generated docs
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@$(BIN)/python -m tools.check
+	@$(BIN)/python -m tools.generate --check
 
 format: env-dev ## apply what `make check` would ask for
 	@$(BIN)/ruff check --fix .

@@ -54,6 +54,8 @@ SAMPLES = [
     ("file-size", CACHE, "x = 1\n" * 800, "x = 1\n" * 799),
     ("function-size", CACHE, "def f():\n" + "    x = 1\n" * 79, "def f():\n" + "    x = 1\n" * 78),
     ("function-size", CACHE, "async def f():\n" + "    x = 1\n" * 79, "class A:\n" + "    x = 1\n" * 300),
+    ("docstring", CACHE, "x = 1", '"""Pages."""'),
+    ("docstring", CACHE, "# Pages.\nx = 1", ""),
     ("vague-name", "src/trunkline/cache/utils.py", "", "'''fine'''"),
     ("vague-name", "tests/model_helpers.py", "", ""),
     ("vague-name", CACHE, "class PageManager: pass", "class Managers: pass"),
@@ -107,7 +109,7 @@ SAMPLES = [
 ]
 
 
-def found(path: str, code: str) -> set[str]:
+def broken_rules(path: str, code: str) -> set[str]:
     source = Source(path, code)
     return {violation.rule for rule in RULES for violation in rule(source)}
 
@@ -116,9 +118,10 @@ def found(path: str, code: str) -> set[str]:
     ("rule", "path", "planted", "clean"), SAMPLES, ids=[f"{i}-{s[0]}" for i, s in enumerate(SAMPLES)]
 )
 def test_rule(rule: str, path: str, planted: str, clean: str) -> None:
-    assert rule in found(path, planted)
+    assert rule in broken_rules(path, planted)
     clean_path = "src/trunkline/cache/page_pool.py" if rule == "vague-name" else path
-    assert found(clean_path, clean) == set()
+    ignored = set() if rule == "docstring" else {"docstring"}
+    assert broken_rules(clean_path, clean) <= ignored
 
 
 def test_every_rule_has_a_sample() -> None:
@@ -173,9 +176,9 @@ def test_program_fails_on_a_planted_violation(
     package.mkdir(parents=True)
     (tmp_path / "Makefile").write_text("")
     monkeypatch.setattr(sys, "argv", ["check", "--root", str(tmp_path)])
-    (package / "pages.py").write_text("import json\n")
+    (package / "pages.py").write_text("'''Pages.'''\nimport json\n")
     assert main() == 0
-    (package / "pages.py").write_text("import pickle\n")
+    (package / "pages.py").write_text("import pickle  # no docstring\n")
     assert main() == 1
     assert "src/trunkline/cache/pages.py:1: banned: import of pickle" in capsys.readouterr().out
     (package / "pages.py").write_text("def f(:\n")

@@ -20,6 +20,7 @@ RULES: tuple[Rule, ...] = (
     layers.check_layers,
     shape.check_file_size,
     shape.check_function_size,
+    shape.check_docstring,
     shape.check_names,
     shape.check_inheritance,
     shape.check_state,

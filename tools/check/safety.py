@@ -59,15 +59,23 @@ def check_banned(source: Source) -> Iterator[Violation]:
 
 
 def check_environment(source: Source) -> Iterator[Violation]:
-    """Only config reads the environment or the command line; what the rest needs, it is given."""
+    """Only config reads the environment or the command line; what the rest needs, it is given.
+
+    The `if __name__ == "__main__"` of a process's entry may hand `sys.argv` on.
+    """
     if package_of(source.module) is None or source.module.startswith(ENVIRONMENT_READERS):
         return
-    for node in ast.walk(source.tree):
+    body = [statement for statement in source.tree.body if not _is_main_guard(statement)]
+    for node in (inner for statement in body for inner in ast.walk(statement)):
         names = imported_names(node, source.module)
         if isinstance(node, ast.Attribute):
             names.append(dotted_name(node))
         for name in ENVIRONMENT.intersection(names):
             yield source.violation(node, "environment", f"{name} outside config: pass the value in")
+
+
+def _is_main_guard(statement: ast.stmt) -> bool:
+    return isinstance(statement, ast.If) and ast.unparse(statement.test) == "__name__ == '__main__'"
 
 
 def check_silent_except(source: Source) -> Iterator[Violation]:

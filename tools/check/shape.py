@@ -43,6 +43,12 @@ def check_function_size(source: Source) -> Iterator[Violation]:
                 )
 
 
+def check_docstring(source: Source) -> Iterator[Violation]:
+    """Every module of the product says what it is; docs/modules.md is made of that."""
+    if source.folder == "src" and source.text.strip() and not ast.get_docstring(source.tree):
+        yield source.violation(1, "docstring", "the module has none")
+
+
 def check_names(source: Source) -> Iterator[Violation]:
     stem = PurePosixPath(source.path).stem
     if VAGUE_FILE.search(stem):

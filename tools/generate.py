@@ -1,0 +1,68 @@
+"""Write the pages of docs/ that are made from the code; with `--check`, fail if one is out of date."""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from tools.check.source import Source, read_sources
+from trunkline.config.compat import capability_table_markdown
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def module_map(sources: list[Source]) -> str:
+    """One line a module: the first sentence of its docstring."""
+    lines = [
+        "# Modules",
+        "",
+        "Made by `make docs` from the first sentence of each module's docstring.",
+    ]
+    folder = ""
+    for source in sources:
+        if source.folder != "src":
+            continue
+        docstring = ast.get_docstring(source.tree)
+        if docstring is None:
+            continue  # an empty __init__; others are found by the house rules
+        path = Path(source.path)
+        if path.parent.as_posix() != folder:
+            folder = path.parent.as_posix()
+            lines += ["", f"## {folder.removeprefix('src/')}", ""]
+        lines.append(f"- `{path.name}`: {first_sentence(docstring)}")
+    return "\n".join(lines) + "\n"
+
+
+def first_sentence(docstring: str) -> str:
+    paragraph = " ".join(docstring.split("\n\n")[0].split())
+    return paragraph.split(". ")[0].rstrip(".:")
+
+
+def pages() -> Mapping[str, str]:
+    """Path below docs/ and text of each generated page."""
+    return {"modules.md": module_map(read_sources(ROOT)), "capabilities.md": capability_table_markdown()}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tools.generate", description=__doc__)
+    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if a page is out of date")
+    args = parser.parse_args()
+    stale = []
+    for name, text in pages().items():
+        path = ROOT / "docs" / name
+        if not path.exists() or path.read_text() != text:
+            stale.append(f"docs/{name}")
+            if not args.check:
+                path.write_text(text)
+                print(f"wrote docs/{name}")
+    if stale and args.check:
+        print(f"{', '.join(stale)}: out of date, run `make docs`")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
