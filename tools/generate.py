@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,7 +23,7 @@ def module_map(sources: list[Source]) -> str:
         "Made by `make docs` from the first sentence of each module's docstring.",
     ]
     folder = ""
-    for source in sources:
+    for source in sorted(sources, key=lambda source: (Path(source.path).parent, source.path)):
         if source.folder != "src":
             continue
         docstring = ast.get_docstring(source.tree)
@@ -38,7 +39,7 @@ def module_map(sources: list[Source]) -> str:
 
 def first_sentence(docstring: str) -> str:
     paragraph = " ".join(docstring.split("\n\n")[0].split())
-    return paragraph.split(". ")[0].rstrip(".:")
+    return re.split(r"\.\s+(?=[A-Z`])", paragraph)[0].rstrip(".:")
 
 
 def pages() -> Mapping[str, str]:
