@@ -18,6 +18,10 @@ def _one_torch_thread() -> None:
 @pytest.fixture
 def free_port() -> int:
     """A TCP port of the loopback interface that nothing listens on."""
+    return find_free_port()
+
+
+def find_free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
