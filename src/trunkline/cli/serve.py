@@ -66,7 +66,7 @@ def check_port(host: str, port: int) -> None:
 
 
 def _by_whom(port: int) -> str:
-    import psutil
+    import psutil  # type: ignore[import-untyped]
 
     try:
         found = psutil.net_connections(kind="tcp")
