@@ -17,11 +17,13 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("layers", "attention"),
     ("models",),
     ("cache",),
-    ("text", "scheduler", "worker", "metrics"),
+    ("text", "scheduler", "worker"),
     ("engine",),
+    ("metrics",),
     ("server",),
     ("bench",),
-    ("cli", "launch_server"),
+    ("cli",),
+    ("launch_server",),
 )
 HEIGHT = MappingProxyType({package: row for row, packages in enumerate(LAYERS) for package in packages})
 
