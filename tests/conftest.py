@@ -13,7 +13,7 @@ from trunkline.cli.make_model import make_model
 
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder of a two-layer Qwen3 with random float32 weights and a tokenizer. Read-only: all suites share it."""
+    """Folder of a two-layer Qwen3 with random weights and a tokenizer. Read-only: suites share it."""
     folder = tmp_path_factory.mktemp("tiny") / "model"
     make_model("tiny", folder)
     return folder
