@@ -1,0 +1,433 @@
+"""Choosing and filling a tool call, answering without one, and stating a tool's result."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from . import words
+from .sample import Message, Sample, assistant, listed, order, question, user
+from .tasks_basic import TURNS
+
+NO_TOOL = "None of the offered tools can do that."
+
+# slot -> (JSON type, value maker); a slot's schema name varies, so it has to be read from the schema
+_SLOTS: dict[str, tuple[str, Callable[[random.Random], Any]]] = {
+    "city": ("string", words.place),
+    "from": ("string", words.place),
+    "to": ("string", words.place),
+    "person": ("string", words.person),
+    "time": ("string", words.clock),
+    "day": ("string", lambda r: r.choice(words.DAYS)),
+    "minutes": ("integer", lambda r: r.randint(1, 90)),
+    "amount": ("integer", lambda r: r.randint(1, 999)),
+    "people": ("integer", lambda r: r.randint(1, 12)),
+    "degrees": ("integer", lambda r: r.randint(5, 30)),
+    "room": ("string", lambda r: r.choice(words.ROOMS)),
+    "item": ("string", words.word),
+    "query": ("string", lambda r: " ".join(words.word(r) for _ in range(r.randint(1, 3)))),
+    "text": ("string", lambda r: " ".join(words.word(r) for _ in range(r.randint(2, 4)))),
+    "title": ("string", lambda r: " ".join(words.word(r) for _ in range(r.randint(1, 2)))),
+    "language": ("string", lambda r: r.choice(words.LANGUAGES)),
+    "code": ("string", words.code),
+    "topic": ("string", lambda r: r.choice(words.TOPICS)),
+    "food": ("string", lambda r: r.choice(words.FOODS)),
+    "file": ("string", lambda r: words.word(r) + r.choice([".txt", ".pdf", ".csv", ".py"])),
+    "a": ("integer", lambda r: r.randint(0, 999)),
+    "b": ("integer", lambda r: r.randint(0, 999)),
+    "currency": ("string", lambda r: r.choice(["USD", "EUR", "GBP", "JPY", "CHF"])),
+    "target": ("string", lambda r: r.choice(["USD", "EUR", "GBP", "JPY", "CHF"])),
+    "id": ("integer", lambda r: r.randint(1, 9999)),
+    "name": ("string", lambda r: words.made_up(r) if r.random() < 0.6 else words.person(r)),
+}
+_ALIASES = {
+    "city": ["city", "location", "place", "town"],
+    "from": ["from", "origin", "start"],
+    "to": ["to", "destination", "goal"],
+    "person": ["name", "person", "recipient", "contact"],
+    "time": ["time", "at", "hour"],
+    "day": ["day", "date", "weekday"],
+    "minutes": ["minutes", "duration"],
+    "amount": ["amount", "value"],
+    "people": ["people", "guests", "seats"],
+    "degrees": ["degrees", "temperature"],
+    "room": ["room", "location"],
+    "item": ["item", "product"],
+    "query": ["query", "q", "search"],
+    "text": ["text", "message", "content"],
+    "title": ["title", "song", "name"],
+    "language": ["language", "lang"],
+    "code": ["code", "number", "symbol"],
+    "topic": ["topic", "subject"],
+    "food": ["dish", "food", "meal"],
+    "file": ["file", "path", "filename"],
+    "currency": ["currency", "source"],
+    "target": ["target", "to_currency"],
+    "id": ["id", "number"],
+    "name": ["name", "title"],
+    "a": ["a", "x", "first"],
+    "b": ["b", "y", "second"],
+}
+# (function names, description, slots, requests)
+_FAMILIES: list[tuple[list[str], str, list[str], list[str]]] = [
+    (
+        ["get_weather", "weather", "get_current_weather"],
+        "Get the weather of a city.",
+        ["city"],
+        [
+            "What is the weather in {city}?",
+            "What's the weather like in {city}?",
+            "How is the weather in {city} today?",
+            "Is it raining in {city}?",
+            "Tell me the weather in {city}.",
+            "weather in {city}",
+        ],
+    ),
+    (
+        ["get_time", "current_time", "get_local_time"],
+        "Get the local time of a city.",
+        ["city"],
+        ["What time is it in {city}?", "Tell me the time in {city}.", "What is the local time in {city}?"],
+    ),
+    (
+        ["convert_currency", "exchange"],
+        "Convert money between currencies.",
+        ["amount", "currency", "target"],
+        [
+            "Convert {amount} {currency} to {target}.",
+            "How much is {amount} {currency} in {target}?",
+            "Change {amount} {currency} into {target}.",
+        ],
+    ),
+    (
+        ["send_message", "send_email", "message"],
+        "Send a message to a person.",
+        ["person", "text"],
+        [
+            "Send {person} the message {text}.",
+            "Write to {person}: {text}",
+            "Tell {person} {text}.",
+            'Send a message to {person} saying "{text}".',
+        ],
+    ),
+    (
+        ["set_alarm", "create_alarm"],
+        "Set an alarm.",
+        ["time"],
+        ["Set an alarm for {time}.", "Wake me up at {time}.", "I need an alarm at {time}."],
+    ),
+    (
+        ["set_timer", "start_timer"],
+        "Start a timer.",
+        ["minutes"],
+        [
+            "Set a timer for {minutes} minutes.",
+            "Start a {minutes} minute timer.",
+            "Timer for {minutes} minutes.",
+        ],
+    ),
+    (
+        ["add_event", "create_event", "schedule_meeting"],
+        "Add an event to the calendar.",
+        ["title", "day", "time"],
+        [
+            "Add {title} to my calendar on {day} at {time}.",
+            "Schedule {title} for {day} at {time}.",
+            "Plan {title} on {day}, {time}.",
+        ],
+    ),
+    (
+        ["search_web", "web_search", "search"],
+        "Search the web.",
+        ["query"],
+        ["Search the web for {query}.", "Look up {query}.", "Search for {query}.", "Google {query}."],
+    ),
+    (
+        ["play_song", "play_music"],
+        "Play a song.",
+        ["title"],
+        ["Play {title}.", "Play the song {title}.", "I want to hear {title}."],
+    ),
+    (
+        ["book_table", "reserve_table"],
+        "Book a table in a restaurant.",
+        ["people", "day", "time"],
+        [
+            "Book a table for {people} on {day} at {time}.",
+            "Reserve a table on {day} at {time} for {people} people.",
+        ],
+    ),
+    (
+        ["translate", "translate_text"],
+        "Translate a text.",
+        ["text", "language"],
+        ["Translate {text} into {language}.", "Translate {text} to {language}.", "Say {text} in {language}."],
+    ),
+    (
+        ["get_stock_price", "stock_price"],
+        "Get the price of a stock.",
+        ["code"],
+        ["What is the stock price of {code}?", "Stock price of {code}.", "How much is the stock {code}?"],
+    ),
+    (
+        ["light_on", "turn_on_light"],
+        "Turn on the light of a room.",
+        ["room"],
+        ["Turn on the light in the {room}.", "Switch on the {room} light.", "Light on in the {room}."],
+    ),
+    (
+        ["set_temperature", "set_heating"],
+        "Set the temperature of a room.",
+        ["room", "degrees"],
+        [
+            "Set the {room} to {degrees} degrees.",
+            "Heat the {room} to {degrees} degrees.",
+            "Make the temperature in the {room} {degrees}.",
+        ],
+    ),
+    (
+        ["create_note", "save_note"],
+        "Save a note.",
+        ["text"],
+        ["Save a note: {text}", "Note down {text}.", "Create a note that says {text}."],
+    ),
+    (
+        ["delete_file", "remove_file"],
+        "Delete a file.",
+        ["file"],
+        ["Delete the file {file}.", "Remove {file}.", "Delete {file}."],
+    ),
+    (
+        ["read_file", "open_file"],
+        "Read a file.",
+        ["file"],
+        ["Read the file {file}.", "Open {file}.", "Show me {file}."],
+    ),
+    (
+        ["find_contact", "get_phone_number"],
+        "Find the phone number of a person.",
+        ["person"],
+        ["What is the phone number of {person}?", "Find the number of {person}.", "How can I call {person}?"],
+    ),
+    (
+        ["order_food", "order_meal"],
+        "Order food.",
+        ["food", "people"],
+        ["Order {food} for {people}.", "Get {food} for {people} people.", "I want {food} for {people}."],
+    ),
+    (
+        ["track_package", "track_order"],
+        "Track a package.",
+        ["code"],
+        ["Where is my package {code}?", "Track the package {code}.", "Track {code}."],
+    ),
+    (
+        ["get_news", "news"],
+        "Get the news about a topic.",
+        ["topic"],
+        ["What is the news about {topic}?", "Get me the {topic} news.", "Show news on {topic}."],
+    ),
+    (
+        ["book_flight", "find_flight"],
+        "Find a flight.",
+        ["from", "to", "day"],
+        [
+            "Book a flight from {from} to {to} on {day}.",
+            "Find a flight to {to} from {from} on {day}.",
+            "On {day} I want to fly from {from} to {to}.",
+        ],
+    ),
+    (
+        ["get_distance", "distance"],
+        "Get the distance between two cities.",
+        ["from", "to"],
+        [
+            "How far is it from {from} to {to}?",
+            "Distance from {from} to {to}.",
+            "What is the distance between {from} and {to}?",
+        ],
+    ),
+    (
+        ["add_to_list", "add_to_cart"],
+        "Add an item to the shopping list.",
+        ["item", "people"],
+        ["Add {people} {item} to the list.", "Put {people} {item} on the shopping list."],
+    ),
+    (
+        ["add", "add_numbers", "sum"],
+        "Add two numbers.",
+        ["a", "b"],
+        ["Add {a} and {b}.", "What is {a} + {b}?", "Compute {a} plus {b}.", "What is {a} plus {b}?"],
+    ),
+    (
+        ["multiply", "multiply_numbers"],
+        "Multiply two numbers.",
+        ["a", "b"],
+        ["Multiply {a} by {b}.", "What is {a} x {b}?", "What is {a} times {b}?"],
+    ),
+]
+_VERBS = (
+    "create delete find open close update show print copy lock unlock start stop check rename share".split()
+)
+_NOUNS = (
+    "ticket folder project account door report invoice server camera robot user playlist document task"
+).split()
+
+
+@dataclass
+class Request:
+    """A tool, a request for it and the arguments to fill in."""
+
+    tool: dict[str, Any]
+    text: str
+    arguments: dict[str, Any]
+    family: str
+
+
+def _schema(
+    rng: random.Random, name: str, description: str, slots: list[str]
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """A function definition and the name each slot has in it."""
+    names: dict[str, str] = {}
+    for slot in slots:
+        options = [alias for alias in _ALIASES[slot] if alias not in names.values()]
+        names[slot] = options[0] if rng.random() < 0.5 else rng.choice(options)
+    properties: dict[str, Any] = {names[slot]: {"type": _SLOTS[slot][0]} for slot in slots}
+    if rng.random() < 0.2:
+        for slot in slots:
+            properties[names[slot]]["description"] = f"The {slot}."
+    function: dict[str, Any] = {"name": name}
+    if rng.random() < 0.85:
+        function["description"] = description
+    function["parameters"] = {"type": "object", "properties": properties}
+    if rng.random() < 0.8:
+        function["parameters"]["required"] = list(names.values())
+    return {"type": "function", "function": function}, names
+
+
+def _family_request(rng: random.Random, index: int) -> Request:
+    names, description, slots, requests = _FAMILIES[index]
+    tool, aliases = _schema(rng, rng.choice(names), description, slots)
+    values = {slot: _SLOTS[slot][1](rng) for slot in slots}
+    text = rng.choice(requests).format(**values)
+    roll = rng.random()
+    if text.endswith("?"):
+        text = question(rng, text[:-1])
+    elif text.endswith(".") and not text.startswith(("I ", "On ")) and roll < 0.7:
+        text = order(rng, text[:-1])
+    return Request(tool, text, {aliases[slot]: values[slot] for slot in slots}, names[0])
+
+
+def _generic_request(rng: random.Random) -> Request:
+    """A verb and a noun, as ``open_door``; the pairs are many, so names have to be read."""
+    verb, noun = rng.choice(_VERBS), rng.choice(_NOUNS)
+    slot = rng.choice(["name", "id"])
+    name = rng.choice([f"{verb}_{noun}", f"{verb}_{noun}", f"{noun}_{verb}"])
+    tool, aliases = _schema(rng, name, f"{verb.capitalize()} a {noun}.", [slot])
+    value = _SLOTS[slot][1](rng)
+    verb = verb.capitalize()
+    forms = {
+        "name": ["{v} the {n} {x}", "{v} the {n} called {x}", "{v} {n} {x}", "{v} a {n} named {x}"],
+        "id": ["{v} the {n} {x}", "{v} {n} {x}", "{v} {n} number {x}", "{v} the {n} with number {x}"],
+    }
+    text = order(rng, rng.choice(forms[slot]).format(v=verb, n=noun, x=value))
+    return Request(tool, text, {aliases[slot]: value}, name)
+
+
+def _request(rng: random.Random) -> Request:
+    return (
+        _generic_request(rng) if rng.random() < 0.35 else _family_request(rng, rng.randrange(len(_FAMILIES)))
+    )
+
+
+def _offer(rng: random.Random, chosen: Request, others: int) -> list[dict[str, Any]]:
+    """The chosen tool among ``others`` different ones."""
+    offered = {chosen.family: chosen.tool}
+    used = {chosen.tool["function"]["name"]}
+    while len(offered) < others + 1:
+        extra = _request(rng)
+        name = extra.tool["function"]["name"]
+        if extra.family not in offered and name not in used:
+            offered[extra.family] = extra.tool
+            used.add(name)
+    tools = list(offered.values())
+    rng.shuffle(tools)
+    return tools
+
+
+def call_text(name: str, arguments: dict[str, Any]) -> str:
+    """A tool call as the model writes it."""
+    return f'<tool_call>\n{{"name": "{name}", "arguments": {json.dumps(arguments)}}}\n</tool_call>'
+
+
+def tool_call(rng: random.Random, split: str) -> Sample:
+    """One call among one to five offered tools; sometimes no tool fits or none is needed."""
+    chosen = _request(rng)
+    tools = _offer(rng, chosen, rng.choice([0, 1, 2, 2, 3, 3, 4]))
+    roll = rng.random()
+    if roll < 0.07:
+        offered = {tool["function"]["name"] for tool in tools}
+        families = {names[0] for names, *_ in _FAMILIES if offered & set(names)}
+        while True:
+            other = _request(rng)
+            if other.family not in families and other.tool["function"]["name"] not in offered:
+                return Sample("tool_call", [user(other.text)], NO_TOOL, tools=tools, thought="No tool fits.")
+    if roll < 0.13:
+        text, answer, _ = TURNS["chat"](rng, split)
+        return Sample("tool_call", [user(text)], answer, tools=tools, thought="No tool is needed.")
+    name = chosen.tool["function"]["name"]
+    answer = call_text(name, chosen.arguments)
+    return Sample("tool_call", [user(chosen.text)], answer, "tool", tools=tools, thought=f"I call {name}.")
+
+
+_RESULT_KEYS: dict[str, Callable[[random.Random], Any]] = {
+    "temperature": lambda r: r.randint(-10, 38),
+    "condition": lambda r: r.choice(["sunny", "cloudy", "rainy", "windy"]),
+    "city": words.place,
+    "price": lambda r: r.randint(1, 999),
+    "status": lambda r: r.choice(["done", "ok", "sent", "open"]),
+    "time": words.clock,
+    "name": words.person,
+    "phone": lambda r: str(r.randint(100000, 999999)),
+    "distance": lambda r: r.randint(2, 4000),
+    "total": lambda r: r.randint(1, 2000),
+    "code": words.code,
+    "result": lambda r: r.randint(0, 999),
+    "day": lambda r: r.choice(words.DAYS),
+    "color": lambda r: r.choice(words.COLORS),
+    "count": lambda r: r.randint(0, 99),
+    "owner": words.person,
+    "message": words.made_up,
+    "id": lambda r: r.randint(1, 9999),
+}
+
+
+def _state(result: dict[str, Any]) -> str:
+    """A result in words: ``The city is Oslo and the price is 3.``"""
+    text = listed([f"the {key} is {value}" for key, value in result.items()])
+    return text[0].upper() + text[1:] + "."
+
+
+def tool_result(rng: random.Random, split: str) -> Sample:
+    """The answer after a tool has returned a JSON object or a plain value."""
+    chosen = _request(rng)
+    tools = _offer(rng, chosen, rng.choice([0, 0, 1, 2]))
+    name = chosen.tool["function"]["name"]
+    call: Message = {"type": "function", "function": {"name": name, "arguments": chosen.arguments}}
+    if rng.random() < 0.8:
+        keys = rng.sample(list(_RESULT_KEYS), rng.randint(1, 3))
+        result = {key: _RESULT_KEYS[key](rng) for key in keys}
+        content, answer = json.dumps(result), _state(result)
+    else:
+        value = str(_RESULT_KEYS[rng.choice(list(_RESULT_KEYS))](rng))
+        content, answer = value, f"The result is {value}."
+    messages = [
+        user(chosen.text),
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+        {"role": "tool", "content": content},
+    ]
+    history = [user("Hi"), assistant("Hello! How can I help you?")] if rng.random() < 0.05 else []
+    return Sample("tool_result", history + messages, answer, tools=tools, thought="The tool has answered.")
