@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import argparse
 import ast
+import contextlib
+import io
 import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 
 from tools.check.source import Source, read_sources
+from trunkline.cli import main as program
 from trunkline.config.compat import capability_table_markdown
 
 ROOT = Path(__file__).resolve().parent.parent
+BENCHMARKS = ("offline", "serving", "kernels")
 
 
 def module_map(sources: list[Source]) -> str:
@@ -42,9 +46,32 @@ def first_sentence(docstring: str) -> str:
     return re.split(r"\.\s+(?=[A-Z`])", paragraph)[0].rstrip(".:")
 
 
+def command_reference() -> str:
+    """What every command answers to --help."""
+    commands = [[command.name] for command in program.COMMANDS] + [["bench", name] for name in BENCHMARKS]
+    lines = ["# Commands", "", "Made by `make docs` from the programs' own `--help`.", ""]
+    lines += ["```", help_of([]), "```"]
+    for words in commands:
+        lines += ["", f"## trunkline {' '.join(words)}", "", "```", help_of(words), "```"]
+    return "\n".join(lines) + "\n"
+
+
+def help_of(words: list[str]) -> str:
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said):
+        status = program.main([*words, "--help"])
+    if status != 0:
+        raise SystemExit(f"trunkline {' '.join(words)} --help: status {status}")
+    return said.getvalue().strip()
+
+
 def pages() -> Mapping[str, str]:
     """Path below docs/ and text of each generated page."""
-    return {"modules.md": module_map(read_sources(ROOT)), "capabilities.md": capability_table_markdown()}
+    return {
+        "modules.md": module_map(read_sources(ROOT)),
+        "capabilities.md": capability_table_markdown(),
+        "cli.md": command_reference(),
+    }
 
 
 def main() -> int:

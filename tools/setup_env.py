@@ -98,7 +98,7 @@ def is_usable(python: Path, venv: Path) -> bool:
 
 def install(venv: Path, extras: set[str], torch: str, torch_index: str) -> None:
     """torch first, by itself: only there may the CPU build's own index be asked."""
-    pip = [str(venv / "bin" / "python"), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    pip = [str(venv / "bin" / "python"), "-m", "pip", "install", "-qq", "--disable-pip-version-check"]
     index = ["--extra-index-url", torch_index, "--retries", "1"] if torch_index else []
     print(f"Installing {torch} (about 200 MB, once)", flush=True)
     run([*pip, *index, torch])

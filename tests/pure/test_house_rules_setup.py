@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import ast
 import json
+import re
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
 
 from tools import setup_env
+from tools.check.layers import imported_names
+from tools.check.source import read_sources
 
 
 @pytest.fixture
@@ -104,3 +109,18 @@ def test_a_folder_that_is_no_environment_is_left_alone(
     with pytest.raises(SystemExit):
         setup_env.create(tmp_path / "venv")
     assert precious.exists() and "VENV=another-folder" in capsys.readouterr().err
+
+
+def test_dependencies_are_those_imported() -> None:
+    """No run-time dependency without use, no import without a dependency."""
+    project = tomllib.loads((setup_env.ROOT / "pyproject.toml").read_text())["project"]
+    declared = {re.match(r"[\w-]+", entry)[0].lower() for entry in project["dependencies"]}  # type: ignore[index]
+    imported = {
+        name.split(".")[0]
+        for source in read_sources(setup_env.ROOT)
+        if source.folder == "src"
+        for node in ast.walk(source.tree)
+        for name in imported_names(node, source.module)
+    }
+    used = {"pyzmq" if name == "zmq" else name for name in imported - sys.stdlib_module_names - {"trunkline"}}
+    assert used | {"numpy", "httptools"} == declared, "numpy and httptools are used by other libraries"
