@@ -220,3 +220,38 @@ def test_struct_limits_are_applied_to_the_real_structs() -> None:
 def test_import_does_not_load_torch(module: str) -> None:
     code = f"import sys, {module}; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("planted", "clean"),
+    [
+        ("def f(x):\n    return x\n", "def f(x: int) -> int:\n    return x\n"),
+        ("def f() -> int:\n    return 'text'\n", "def f() -> str:\n    return 'text'\n"),
+        ("x: list = [1]\n", "x: list[int] = [1]\n"),
+    ],
+)
+def test_types_are_strict(tmp_path: Path, planted: str, clean: str) -> None:
+    (tmp_path / "planted.py").write_text(planted)
+    (tmp_path / "clean.py").write_text(clean)
+    mypy = [sys.executable, "-m", "mypy", "--config-file", str(ROOT / "pyproject.toml")]
+    cache = ["--cache-dir", str(ROOT / ".mypy_cache")]
+    result = subprocess.run([*mypy, *cache, str(tmp_path)], capture_output=True, text=True)
+    assert result.returncode == 1, result.stdout + result.stderr
+    assert "planted.py" in result.stdout and "clean.py" not in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("rule", "planted"),
+    [
+        ("F401", "import os\n"),
+        ("E501", f"x = {'1' * 120}\n"),
+        ("I001", "import sys\nimport os\n\nprint(os, sys)\n"),
+        ("B006", "def f(x: list[int] = []) -> None: ...\n"),
+        ("C901", "def f(x: int) -> None:\n" + "    if x:\n        print()\n" * 16),
+    ],
+)
+def test_lint_finds(rule: str, planted: str) -> None:
+    lint = [sys.executable, "-m", "ruff", "check", "--output-format", "concise", "--no-cache"]
+    name = ["--stdin-filename", str(ROOT / "src/trunkline/planted.py"), "-"]
+    result = subprocess.run([*lint, *name], input=planted, capture_output=True, text=True)
+    assert result.returncode == 1 and rule in result.stdout
