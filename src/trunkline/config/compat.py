@@ -69,7 +69,7 @@ FEATURES: tuple[Feature, ...] = (
     Feature("model", "Mistral with sliding window", "config.json"),
     Feature("model", "Qwen2, Qwen2.5", "config.json"),
     Feature("model", "Qwen3 dense", "config.json"),
-    Feature("compute", "float32, bfloat16, float16", "--dtype"),
+    Feature("compute", "float32, bfloat16", "--dtype"),
     Feature("compute", "CPU", "--device cpu"),
     Feature("compute", "NVIDIA GPU", "--device cuda"),
     Feature("request", "structured output", "response_format", "planned"),

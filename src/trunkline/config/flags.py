@@ -66,7 +66,7 @@ def spelling(attribute: str) -> str:
     return "--" + attribute.replace("_", "-")
 
 
-DTYPES = ("auto", "float32", "float", "bfloat16", "float16", "half")
+DTYPES = ("auto", "float32", "float", "bfloat16")
 LOG_LEVELS = ("debug", "info", "warning", "error", "critical")
 
 

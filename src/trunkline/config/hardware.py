@@ -13,8 +13,8 @@ from pathlib import Path
 import msgspec
 
 # Instruction sets that decide a choice or that `trunkline doctor` reports, as Linux names them.
-CPU_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8", "bf16")
-_FAST_BF16 = frozenset({"avx512_bf16", "amx_bf16", "bf16"})  # the last is ARM's
+CPU_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8")
+_FAST_BF16 = frozenset({"avx512_bf16", "amx_bf16"})
 _NO_LIMIT = 1 << 60  # cgroup v1 writes a number near 2^63 for "none"
 
 
@@ -44,6 +44,11 @@ class Hardware(msgspec.Struct, frozen=True, kw_only=True):
     def fast_bfloat16(self) -> bool:
         """Whether the CPU multiplies bfloat16 itself, so that it is faster than float32."""
         return bool(_FAST_BF16.intersection(self.cpu_flags))
+
+    @property
+    def packs_bfloat16(self) -> bool:
+        """Whether the CPU's matrix products take bfloat16 at all."""
+        return "avx512f" in self.cpu_flags
 
     @property
     def cuda(self) -> bool:

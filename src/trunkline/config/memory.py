@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
     from trunkline.config.model_spec import ModelSpec
 
 # Resident size of Python, torch and its libraries before any tensor exists, measured with torch 2.13.
-RUNTIME_BYTES: dict[Device, int] = {"cpu": 330 << 20, "cuda": 600 << 20}
+RUNTIME_BYTES: Mapping[Device, int] = {"cpu": 330 << 20, "cuda": 600 << 20}
 # Sampling works on float32 logits: the logits, their log-softmax, a sorted copy and its int64 indices.
 _SAMPLER_BYTES_PER_LOGIT = 4 + 4 + 4 + 8
 

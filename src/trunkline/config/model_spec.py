@@ -1,7 +1,7 @@
-"""What a model is, read from its folder: shapes, windows, rope, special tokens. Torch-free; no weight is touched.
+"""What a model is, read from its folder: shapes, windows, rope, special tokens. No weight is touched.
 
-Both generations of `config.json` are understood: `rope_theta` + `rope_scaling` + `torch_dtype` (transformers 4
-and earlier) and `rope_parameters` + `dtype` (transformers 5).
+Both generations of `config.json` are understood: `rope_theta`, `rope_scaling` and `torch_dtype` (transformers
+4 and earlier), and `rope_parameters` and `dtype` (transformers 5).
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class ModelError(RequestError):
 
 @dataclass(frozen=True)
 class RopeScaling:
-    """How rotary frequencies are stretched. `kind` is linear, llama3 or yarn; `values` are its named numbers."""
+    """How rotary frequencies are stretched: `kind` is linear, llama3 or yarn, `values` its named numbers."""
 
     kind: str
     values: tuple[tuple[str, float], ...]
@@ -108,8 +108,8 @@ class ModelSpec:
 def load_model_spec(path: str, *, revision: str | None = None) -> ModelSpec:
     """Read `config.json` and `generation_config.json` of a folder in Hugging Face layout.
 
-    A `path` that is no folder but looks like a hub id (`owner/name`) is downloaded first, without any file that
-    could hold a pickle. Raises ModelError.
+    A `path` that is no folder but looks like a hub id (`owner/name`) is downloaded first, without any file
+    that could hold a pickle. Raises ModelError.
     """
     folder = Path(path)
     if not folder.is_dir():
@@ -319,7 +319,8 @@ class _Reader:
     def _check_shapes(self, spec: ModelSpec) -> None:
         if spec.num_heads % spec.num_kv_heads:
             raise self._error(
-                f"num_attention_heads {spec.num_heads} is no multiple of num_key_value_heads {spec.num_kv_heads}"
+                f"num_attention_heads {spec.num_heads} is no multiple of "
+                f"num_key_value_heads {spec.num_kv_heads}"
             )
         if "head_dim" not in self.config and spec.hidden_size % spec.num_heads and not spec.qk_norm:
             raise self._error(

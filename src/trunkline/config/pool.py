@@ -24,7 +24,7 @@ def size_pool(args: Args, demand: Demand, hardware: Hardware, why: dict[str, str
     least = -(-min(_LEAST_TOKENS, demand.max_context) // args.page_size)
     need = (asked or least) * demand.page_bytes
     if need > room:
-        raise _too_big(args, empty, need, room, demand)
+        raise _too_big(args, empty, need, room, demand, hardware)
     if asked is None:
         pages = max(least, _default_pages(args, demand, room, why))
     elif args.context_length is not None and asked * args.page_size < args.context_length:
@@ -82,7 +82,9 @@ def _default_pages(args: Args, demand: Demand, room: int, why: dict[str, str]) -
     return limit
 
 
-def _too_big(args: Args, plan: MemoryPlan, need: int, room: int, demand: Demand) -> RequestError:
+def _too_big(
+    args: Args, plan: MemoryPlan, need: int, room: int, demand: Demand, hardware: Hardware
+) -> RequestError:
     """By how much it does not fit, and what would help, largest saving first."""
     weights, activations = plan.size_of("weights"), plan.size_of("activations")
     rows = plan.size_of("sampling") + plan.size_of("rows")
@@ -91,7 +93,7 @@ def _too_big(args: Args, plan: MemoryPlan, need: int, room: int, demand: Demand)
         (rows // 2, f"half of --max-running-requests saves {show(rows // 2)}"),
         (activations // 2, f"half of --chunked-prefill-size saves {show(activations // 2)}"),
     ]
-    if demand.dtype == "float32":
+    if demand.dtype == "float32" and (demand.device == "cuda" or hardware.packs_bfloat16):
         helps.append((weights // 2, f"--dtype bfloat16 saves {show(weights // 2)} of weights"))
     if sized and room >= demand.page_bytes:
         helps.append(

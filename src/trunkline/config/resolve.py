@@ -36,8 +36,6 @@ _DTYPES: Mapping[str, DType] = {
     "float32": "float32",
     "float": "float32",
     "bfloat16": "bfloat16",
-    "float16": "float16",
-    "half": "float16",
 }
 
 
@@ -116,7 +114,8 @@ def resolve(args: Args, spec: ModelSpec, hardware: Hardware) -> Resolved:
     if args.cpu_threads is None:
         by_user = hardware.threads_wanted
         why["model.threads"] = "OMP_NUM_THREADS" if by_user else f"{hardware.cores} cores are usable"
-    why["model.path"] = "--model-path" if given else "the bundled model"
+    if given is None:
+        why["model.path"] = "the bundled model"
     config = EngineConfig(
         model=ModelConfig(
             path=spec.path,
@@ -176,21 +175,25 @@ def _device(args: Args, hardware: Hardware, why: dict[str, str]) -> Device:
 def _dtype(args: Args, spec: ModelSpec, hardware: Hardware, device: Device, why: dict[str, str]) -> DType:
     asked = _DTYPES.get(args.dtype)
     if asked is not None:
+        if asked == "bfloat16" and device == "cpu" and not hardware.packs_bfloat16:
+            raise RequestError(
+                f"--dtype bfloat16 cannot be had: this CPU ({hardware.cpu_name}) has no AVX-512; use float32",
+                code="dtype_unavailable",
+                param="--dtype",
+            )
         why["cache.kv_dtype"] = "the same as --dtype"
         return asked
-    own: DType = _DTYPES.get(spec.dtype, "float32")
-    dtype: DType
-    reason: str
-    if own == "float32":
-        dtype, reason = own, "the checkpoint's"
-    elif device == "cuda":
-        old = hardware.gpus[0].capability < 8.0 and own == "bfloat16"
-        dtype = "float16" if old else own
-        reason = "this GPU has no bfloat16 arithmetic" if old else "the checkpoint's"
-    elif own == "bfloat16" and hardware.fast_bfloat16:
-        dtype, reason = own, "the checkpoint's, and this CPU multiplies it"
+    dtype: DType = "float32"
+    if spec.dtype == "float32":
+        reason = "the checkpoint's"
+    elif spec.dtype != "bfloat16":
+        reason = f"exact for the checkpoint's {spec.dtype}"
+    elif device == "cuda" and hardware.gpus[0].capability < 8.0:
+        reason = "this GPU has no bfloat16 arithmetic"
+    elif device == "cpu" and not hardware.fast_bfloat16:
+        reason = "this CPU multiplies bfloat16 (the checkpoint's) only slowly"
     else:
-        dtype, reason = "float32", f"this CPU multiplies {own} (the checkpoint's) only slowly"
+        dtype, reason = "bfloat16", "the checkpoint's"
     why["model.dtype"] = reason
     why["cache.kv_dtype"] = "the same as the weights'"
     return dtype

@@ -6,16 +6,17 @@ process boundary to the engine core as JSON, so every field is a plain value.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal
 
 import msgspec
 
 Device = Literal["cpu", "cuda"]
-DType = Literal["float32", "bfloat16", "float16"]
+DType = Literal["float32", "bfloat16"]
 Mix = Literal["always", "never"]
 Policy = Literal["fcfs", "lpm"]
 
-DTYPE_BYTES: dict[DType, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
+DTYPE_BYTES: Mapping[DType, int] = {"float32": 4, "bfloat16": 2}
 
 
 class ModelConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -1,0 +1,1 @@
+"""Measuring: an engine in this process, a server under load, single kernels."""
