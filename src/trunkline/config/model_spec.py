@@ -242,7 +242,7 @@ class _Reader:
         kind = raw.get("rope_type", raw.get("type", "default"))
         if kind == "default":
             return float(theta), None
-        if kind not in _ROPE_FACTORS:
+        if not isinstance(kind, str) or kind not in _ROPE_FACTORS:
             why = " (it would change keys that are already computed)" if kind == "dynamic" else ""
             raise self._error(
                 f"the rope type {kind!r} is not known{why}. Known: default, {', '.join(_ROPE_FACTORS)}",

@@ -1,0 +1,1 @@
+"""Attention backends: from a step's batch to each layer's attention."""

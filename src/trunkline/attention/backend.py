@@ -1,0 +1,81 @@
+"""The backend protocol, and the KV pool that backends read and write.
+
+A backend's `plan` is a pure function of the batch, called once a step; `run` is called by every layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from trunkline.kernels.ops import Kernels, PagedShape
+
+
+class Batch(Protocol):
+    """The part of a worker's ForwardBatch that attention reads. Shapes as in `kernels/ops.py`."""
+
+    @property
+    def q_start(self) -> Tensor: ...
+    @property
+    def seq_lens(self) -> Tensor: ...
+    @property
+    def page_table(self) -> Tensor: ...
+    @property
+    def slot_mapping(self) -> Tensor: ...
+
+
+class AttentionBackend(Protocol):
+    def plan(self, batch: Batch) -> Any:
+        """Metadata of a step, the same for all layers."""
+        ...
+
+    def run(self, metadata: Any, layer: int, q: Tensor, kv: Tensor) -> Tensor:
+        """Store kv [T, 2, K, D] of the step's tokens, then attend q [T, H, D] over the paged KV."""
+        ...
+
+
+class KVPool:
+    """Keys and values of all layers, allocated once: [layers, num_slots + 1, 2, K, D].
+
+    The extra slot stays zero: it stands for positions that no token was written to.
+    """
+
+    def __init__(self, layers: int, shape: PagedShape, dtype: torch.dtype, device: torch.device) -> None:
+        self.shape = shape
+        self.data = torch.zeros(
+            layers, shape.num_slots + 1, 2, shape.num_kv_heads, shape.head_dim, dtype=dtype, device=device
+        )
+
+    @property
+    def nbytes(self) -> int:
+        return self.data.numel() * self.data.element_size()
+
+
+class PagedBackend:
+    """Runs the `attention` op of a kernel set; layers with the same window share a plan."""
+
+    def __init__(self, kernels: Kernels, pool: KVPool, layer_windows: Sequence[int | None]) -> None:
+        self.kernels = kernels
+        self.pool = pool
+        self.layer_windows = tuple(layer_windows)
+        self.layers = tuple(pool.data.unbind(0))
+
+    def plan(self, batch: Batch) -> tuple[Tensor, dict[int | None, Any]]:
+        plans = {
+            window: self.kernels.plan_attention(
+                batch.q_start, batch.seq_lens, batch.page_table, window, self.pool.shape
+            )
+            for window in set(self.layer_windows)
+        }
+        return batch.slot_mapping, plans
+
+    def run(
+        self, metadata: tuple[Tensor, dict[int | None, Any]], layer: int, q: Tensor, kv: Tensor
+    ) -> Tensor:
+        slots, plans = metadata
+        pool = self.layers[layer]
+        self.kernels.store_kv(pool, slots, kv.to(pool.dtype))
+        return self.kernels.attention(q, pool, plans[self.layer_windows[layer]])

@@ -1,0 +1,95 @@
+"""The contract of all kernels: what each op computes, on which shapes, and what it must not depend on.
+
+Batch invariance: the bits of a token's result depend on that token's own inputs and on its position, never on
+how many other tokens share the call, on chunk boundaries, on the page size, on which pages hold its keys, or
+on how many threads run. `tests/kernels` asserts it with `torch.equal`. On a CUDA device the plain-torch
+implementation computes the same function, but cuBLAS may choose its summation order by the number of rows.
+
+Notation: T tokens of all requests of a step, one after another; R requests; H query heads, K key/value heads,
+G = H / K, D the size of a head. Activations are float32 or bfloat16; sums are kept in float32.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class PackedLinear:
+    """A linear layer's weight in the layout its kernel wants. `data` is opaque; `nbytes` is what it holds."""
+
+    data: Tensor
+    bias: Tensor | None  # [out_features]
+    in_features: int
+    out_features: int
+    nbytes: int
+
+
+@dataclass(frozen=True)
+class PagedShape:
+    """What attention must know about the KV pool and the heads, fixed for an engine's life."""
+
+    num_heads: int  # H
+    num_kv_heads: int  # K
+    head_dim: int  # D
+    page_size: int  # tokens
+    num_slots: int  # num_pages * page_size; the pool has one slot more, which always holds zeros
+
+
+class Kernels(Protocol):
+    """The ops. A module that has these functions is an implementation."""
+
+    def supports_linear(self, dtype: Any, device: Any) -> bool:
+        """Whether `pack_linear` can serve this dtype there (bfloat16 on a CPU needs AVX-512 or AMX)."""
+        ...
+
+    def pack_linear(self, weight: Tensor, bias: Tensor | None) -> PackedLinear:
+        """Pack a weight [out, in]. The caller may drop `weight` after."""
+        ...
+
+    def linear(self, x: Tensor, packed: PackedLinear) -> Tensor:
+        """[T, in] -> [T, out]: x @ weight.T + bias."""
+        ...
+
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        """x / sqrt(mean(x^2) + eps) * weight over the last dimension; `weight` broadcasts against x."""
+        ...
+
+    def rope(self, x: Tensor, table: Tensor, out: Tensor) -> Tensor:
+        """Rotate heads [T, n, D] into `out`, which may be x itself. `table` [T, 2, D] float32 holds each
+        token's cosines and its sines, the first half of the sines negated (half-split layout)."""
+        ...
+
+    def silu_gate(self, x: Tensor) -> Tensor:
+        """[T, 2n] = (gate, up) -> [T, n]: silu(gate) * up."""
+        ...
+
+    def embedding(self, token_ids: Tensor, table: Tensor) -> Tensor:
+        """Rows of `table` [vocabulary, hidden] for ids [T]."""
+        ...
+
+    def store_kv(self, pool: Tensor, slots: Tensor, kv: Tensor) -> None:
+        """Write kv [T, 2, K, D] to `slots` [T] int64 of one layer's pool [num_slots + 1, 2, K, D]."""
+        ...
+
+    def plan_attention(
+        self, q_start: Tensor, seq_lens: Tensor, page_table: Tensor, window: int | None, shape: PagedShape
+    ) -> Any:
+        """Whatever `attention` needs to know about a step beyond its tensors; made once, used by all layers.
+
+        q_start [R + 1] int32: where each request's tokens begin in T; seq_lens [R] int32: KV length including
+        this step's tokens, which are the last ones; page_table [R, pages] int32. `window`: a query sees that
+        many keys, its own included.
+        """
+        ...
+
+    def attention(self, q: Tensor, pool: Tensor, plan: Any) -> Tensor:
+        """Causal attention of q [T, H, D] over the paged keys and values of each request -> [T, H, D].
+
+        Query head h reads key/value head h // G; scores are scaled by D ** -0.5. Slots that no token of the
+        request was written to are never read.
+        """
+        ...

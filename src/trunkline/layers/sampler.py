@@ -1,0 +1,172 @@
+"""From logits to tokens. What a row gets depends on its own logits, parameters and tokens only.
+
+Order of operations (SGLang's): penalties, logit bias, banned stop tokens, temperature, softmax, then the
+filters top-k, top-p and min-p, each judging the probabilities of the whole vocabulary. Randomness is a
+counter-based hash of (seed, position), so a request draws the same numbers in any batch, and again after a
+preemption.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from trunkline.types import LogprobParams, SamplingParams
+
+GREEDY_BELOW = 1e-6  # temperatures under it mean "the most likely token"
+_CANDIDATES = 1024  # most likely tokens to look at first when a filter without top-k needs an order
+_FRACTION_BITS = 52  # of the uniform number: u * total stays below total in float64
+
+
+@dataclass(frozen=True)
+class RowSampling:
+    """What the sampler knows about one row. Made when the row is admitted."""
+
+    params: SamplingParams
+    logprobs: LogprobParams | None
+    prompt_len: int
+    seed: int  # signed 64 bit
+    stop_ids: Tensor  # int64: may not be chosen before `min_new_tokens`
+    bias_ids: Tensor  # int64
+    bias_values: Tensor  # float32
+
+    @property
+    def greedy(self) -> bool:
+        return self.params.temperature < GREEDY_BELOW
+
+    @property
+    def penalized(self) -> bool:
+        p = self.params
+        return bool(p.frequency_penalty or p.presence_penalty or p.repetition_penalty != 1.0)
+
+    @property
+    def adjusts(self) -> bool:
+        """Whether the logits change before sampling."""
+        return self.penalized or bool(self.params.logit_bias) or self.params.min_new_tokens > 0
+
+    @property
+    def filters(self) -> bool:
+        p = self.params
+        return p.top_k > 0 or p.top_p < 1.0 or p.min_p > 0.0
+
+
+def row_sampling(
+    params: SamplingParams,
+    logprobs: LogprobParams | None,
+    prompt_len: int,
+    eos_token_ids: tuple[int, ...],
+    device: torch.device,
+) -> RowSampling:
+    seed = (params.sampling_seed or 0) & (2**64 - 1)
+    stop = sorted({*eos_token_ids, *params.stop_token_ids}) if params.min_new_tokens > 0 else []
+    return RowSampling(
+        params,
+        logprobs,
+        prompt_len,
+        seed - 2**64 if seed >= 2**63 else seed,
+        torch.tensor(stop, dtype=torch.int64, device=device),
+        torch.tensor(list(params.logit_bias), dtype=torch.int64, device=device),
+        torch.tensor(list(params.logit_bias.values()), dtype=torch.float32, device=device),
+    )
+
+
+def sample(
+    logits: Tensor, rows: Sequence[RowSampling], positions: Sequence[int], history: Callable[[int], Tensor]
+) -> tuple[Tensor, Tensor]:
+    """Choose a token for each row of float32 `logits` [n, vocabulary], which is left unchanged.
+
+    `positions[i]` is where row i's new token goes; `history(i)` gives the tokens [positions[i]] before it.
+    Returns tokens [n] int64 and whether each is usable [n] bool: not where the logits have a NaN or an
+    infinity, or where every token is banned. The other rows are not affected.
+    """
+    usable = logits.isfinite().all(-1)
+    adjusting = [i for i, row in enumerate(rows) if row.adjusts]
+    if adjusting:
+        logits = logits.clone()
+        for i in adjusting:
+            _adjust(logits[i], rows[i], history(i))
+        usable &= logits.amax(-1) > float("-inf")
+    tokens = logits.argmax(-1)
+    for filtered in (False, True):
+        chosen = [i for i, row in enumerate(rows) if not row.greedy and row.filters == filtered]
+        if not chosen:
+            continue
+        index = torch.tensor(chosen, device=logits.device)
+        temperatures = torch.tensor([rows[i].params.temperature for i in chosen], device=logits.device)
+        probs = torch.softmax(logits[index] / temperatures[:, None], -1)
+        u = uniform(
+            torch.tensor([rows[i].seed for i in chosen], device=logits.device),
+            torch.tensor([positions[i] for i in chosen], device=logits.device),
+        )
+        if filtered:
+            picks = [_pick_filtered(p, x, rows[i].params) for p, x, i in zip(probs, u, chosen, strict=True)]
+            tokens[index] = torch.cat(picks)
+        else:
+            tokens[index] = _pick(probs, u)
+    return tokens, usable
+
+
+def _adjust(logits: Tensor, row: RowSampling, history: Tensor) -> None:
+    """Apply penalties, bias and bans to one row of logits in place."""
+    params, outputs = row.params, history[row.prompt_len :]
+    if params.repetition_penalty != 1.0:
+        seen = history.long().unique()
+        values = logits[seen]
+        penalty = params.repetition_penalty
+        logits[seen] = torch.where(values > 0, values / penalty, values * penalty)
+    if params.frequency_penalty or params.presence_penalty:
+        seen, counts = outputs.long().unique(return_counts=True)
+        logits[seen] -= counts * params.frequency_penalty + params.presence_penalty
+    if params.logit_bias:
+        logits[row.bias_ids] += row.bias_values
+    if len(outputs) < params.min_new_tokens:
+        logits[row.stop_ids] = float("-inf")
+
+
+def _pick(probs: Tensor, u: Tensor) -> Tensor:
+    """Invert the cumulative distribution of each row: [n, m], [n] -> [n] indices. Sums in float64."""
+    cumulative = probs.cumsum(-1, dtype=torch.float64)
+    target = u * cumulative[:, -1]
+    index = torch.searchsorted(cumulative, target[:, None], right=True)[:, 0]
+    return index.clamp_(max=probs.shape[-1] - 1)  # only a row with NaN gets there
+
+
+def _pick_filtered(probs: Tensor, u: Tensor, params: SamplingParams) -> Tensor:
+    """One row [vocabulary] -> [1] token. All three filters keep a run of the most likely tokens."""
+    size = probs.shape[0]
+    count = params.top_k if 0 < params.top_k < size else size
+    top, ids = probs.topk(min(count, _CANDIDATES))
+    if count > _CANDIDATES and not _covers(top, params):
+        top, ids = (t[:count] for t in probs.sort(descending=True, stable=True))
+    before = top.cumsum(0, dtype=torch.float64) - top
+    kept = (before <= params.top_p) & (top >= top[0] * params.min_p)
+    return ids[_pick(torch.where(kept, top, 0.0)[None], u[None])]
+
+
+def _covers(top: Tensor, params: SamplingParams) -> bool:
+    """Whether the filters end inside these candidates."""
+    return bool(top[-1] < top[0] * params.min_p) or bool(
+        top.sum(dtype=torch.float64) - top[-1] > params.top_p
+    )
+
+
+def uniform(seeds: Tensor, positions: Tensor) -> Tensor:
+    """Numbers in [0, 1) from int64 seeds and positions: two rounds of SplitMix64's finalizer (Steele et al.,
+    2014). Float64."""
+    mixed = _mix(_mix(seeds) ^ positions)
+    return ((mixed >> (64 - _FRACTION_BITS)) & ((1 << _FRACTION_BITS) - 1)).double() * 2.0**-_FRACTION_BITS
+
+
+def _mix(x: Tensor) -> Tensor:
+    """SplitMix64 on int64, whose arithmetic wraps; shifts are made logical by masking the sign's copies."""
+    x = x + _signed(0x9E3779B97F4A7C15)
+    x = (x ^ ((x >> 30) & ((1 << 34) - 1))) * _signed(0xBF58476D1CE4E5B9)
+    x = (x ^ ((x >> 27) & ((1 << 37) - 1))) * _signed(0x94D049BB133111EB)
+    return x ^ ((x >> 31) & ((1 << 33) - 1))
+
+
+def _signed(value: int) -> int:
+    return value - (1 << 64) if value >= 1 << 63 else value

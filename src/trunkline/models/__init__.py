@@ -1,0 +1,1 @@
+"""Decoder models: shared blocks, one short file per architecture, weight loading."""

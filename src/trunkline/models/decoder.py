@@ -1,0 +1,191 @@
+"""The dense decoder: blocks that all architectures are composed of.
+
+A model is a function of its arguments: token ids, positions and the step's attention go in, hidden states
+come out. It holds weights and no state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from trunkline.attention.backend import AttentionBackend
+from trunkline.config.model_spec import ModelSpec
+from trunkline.kernels.ops import Kernels
+from trunkline.layers.embedding import Embedding, OutputHead
+from trunkline.layers.linear import Linear
+from trunkline.layers.norm import RMSNorm
+from trunkline.layers.rope import RopeTable
+from trunkline.models.weights import Checkpoint, LayerLoader
+
+Attend = Callable[[int, Tensor, Tensor], Tensor]  # (layer, q [T, H, D], kv [T, 2, K, D]) -> [T, H, D]
+
+
+class Batch(Protocol):
+    """The part of a worker's ForwardBatch that a model reads."""
+
+    @property
+    def token_ids(self) -> Tensor: ...
+    @property
+    def positions(self) -> Tensor: ...
+
+
+class Attention:
+    """Grouped-query attention with rotary positions; optionally an RMS norm on each query and key head."""
+
+    def __init__(
+        self, spec: ModelSpec, kernels: Kernels, qkv: Linear, output: Linear, head_norm: RMSNorm | None
+    ) -> None:
+        self.heads = spec.num_heads
+        self.rotated = spec.num_heads + spec.num_kv_heads  # heads of q and k, which lie side by side
+        self.kv_shape = (2, spec.num_kv_heads, spec.head_dim)
+        self.head_dim = spec.head_dim
+        self.qkv = qkv
+        self.output = output
+        self.head_norm = head_norm
+        self._rope = kernels.rope
+
+    def __call__(self, x: Tensor, layer: int, rope: Tensor, attend: Attend) -> Tensor:
+        tokens = x.shape[0]
+        heads = self.qkv(x).view(tokens, -1, self.head_dim)
+        rotated = heads[:, : self.rotated]
+        normed = rotated if self.head_norm is None else self.head_norm(rotated)
+        self._rope(normed, rope, rotated)
+        kv = heads[:, self.heads :].view(tokens, *self.kv_shape)
+        return self.output(attend(layer, heads[:, : self.heads], kv).view(tokens, -1))
+
+
+class GatedMLP:
+    """down(silu(gate(x)) * up(x)), gate and up in one product."""
+
+    def __init__(self, kernels: Kernels, gate_up: Linear, down: Linear) -> None:
+        self.gate_up = gate_up
+        self.down = down
+        self._gate = kernels.silu_gate
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.down(self._gate(self.gate_up(x)))
+
+
+class DecoderLayer:
+    """Pre-norm residual block."""
+
+    def __init__(self, input_norm: RMSNorm, attention: Attention, mlp_norm: RMSNorm, mlp: GatedMLP) -> None:
+        self.input_norm = input_norm
+        self.attention = attention
+        self.mlp_norm = mlp_norm
+        self.mlp = mlp
+
+    def __call__(self, x: Tensor, layer: int, rope: Tensor, attend: Attend) -> Tensor:
+        x = x + self.attention(self.input_norm(x), layer, rope, attend)
+        return x + self.mlp(self.mlp_norm(x))
+
+
+class DecoderModel:
+    """Embedding, layers, final norm, output head."""
+
+    def __init__(
+        self,
+        embedding: Embedding,
+        layers: list[DecoderLayer],
+        norm: RMSNorm,
+        head: OutputHead,
+        rope: RopeTable,
+    ) -> None:
+        self.embedding = embedding
+        self.layers = layers
+        self.norm = norm
+        self.head = head
+        self.rope = rope
+
+    def forward(self, batch: Batch, backend: AttentionBackend, metadata: Any) -> Tensor:
+        """Hidden states [T, hidden] after the last layer, before the final norm."""
+        x = self.embedding(batch.token_ids)
+        rope = self.rope(batch.positions)
+
+        def attend(layer: int, q: Tensor, kv: Tensor) -> Tensor:
+            return backend.run(metadata, layer, q, kv)
+
+        for index, layer in enumerate(self.layers):
+            x = layer(x, index, rope, attend)
+        return x
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """[n, hidden] -> [n, vocabulary] float32."""
+        return self.head(self.norm(hidden))
+
+    @property
+    def nbytes(self) -> int:
+        """Of the embedding and all products; norms are too small to count."""
+        linears = [self.head.linear]
+        for layer in self.layers:
+            linears += [layer.attention.qkv, layer.attention.output, layer.mlp.gate_up, layer.mlp.down]
+        table = self.embedding.table
+        return table.numel() * table.element_size() + sum(linear.nbytes for linear in linears)
+
+
+def dense_layer(
+    load: LayerLoader,
+    spec: ModelSpec,
+    *,
+    qkv_bias: bool = False,
+    output_bias: bool = False,
+    mlp_bias: bool = False,
+    head_norm: bool = False,
+) -> DecoderLayer:
+    """The block that Llama introduced, with what other architectures add to it."""
+    hidden, dim, eps = spec.hidden_size, spec.head_dim, spec.rms_norm_eps
+    query, kv, inner = spec.num_heads * dim, spec.num_kv_heads * dim, spec.intermediate_size
+    attn, mlp = load.at("self_attn"), load.at("mlp")
+    norm = None
+    if head_norm:
+        gains = [attn.tensor("q_norm.weight", dim)] * spec.num_heads
+        gains += [attn.tensor("k_norm.weight", dim)] * spec.num_kv_heads
+        norm = RMSNorm(load.kernels, torch.stack(gains), eps)
+    attention = Attention(
+        spec,
+        load.kernels,
+        attn.linear({"q_proj": query, "k_proj": kv, "v_proj": kv}, hidden, bias=qkv_bias),
+        attn.linear({"o_proj": hidden}, query, bias=output_bias),
+        norm,
+    )
+    gated = GatedMLP(
+        load.kernels,
+        mlp.linear({"gate_proj": inner, "up_proj": inner}, hidden, bias=mlp_bias),
+        mlp.linear({"down_proj": hidden}, inner, bias=mlp_bias),
+    )
+    return DecoderLayer(
+        load.norm("input_layernorm", hidden, eps),
+        attention,
+        load.norm("post_attention_layernorm", hidden, eps),
+        gated,
+    )
+
+
+def load_decoder(
+    spec: ModelSpec,
+    layer: Callable[[LayerLoader, ModelSpec], DecoderLayer],
+    kernels: Kernels,
+    dtype: torch.dtype,
+    device: torch.device,
+    max_context: int,
+) -> DecoderModel:
+    """Load the model of `spec.path`, whose blocks `layer` builds. Raises ModelError."""
+    checkpoint = Checkpoint(spec.path)
+    load = LayerLoader(checkpoint, kernels, dtype, device)
+    table = load.tensor("model.embed_tokens.weight", spec.vocab_size, spec.hidden_size)
+    if spec.tie_embeddings:
+        checkpoint.skip("lm_head.weight")
+        head = OutputHead(kernels, table)
+    else:
+        head = OutputHead(kernels, load.tensor("lm_head.weight", spec.vocab_size, spec.hidden_size))
+    layers = []
+    for index in range(spec.num_layers):
+        checkpoint.skip(f"model.layers.{index}.self_attn.rotary_emb.inv_freq")  # saved by old versions
+        layers.append(layer(load.at(f"model.layers.{index}"), spec))
+    norm = load.norm("model.norm", spec.hidden_size, spec.rms_norm_eps)
+    checkpoint.finish()
+    return DecoderModel(Embedding(kernels, table), layers, norm, head, RopeTable(spec, max_context, device))

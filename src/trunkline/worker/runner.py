@@ -1,0 +1,194 @@
+"""The worker: applies step plans to its rows, runs the model, samples."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from trunkline.attention.backend import KVPool, PagedBackend
+from trunkline.config.model_spec import ModelError, ModelSpec
+from trunkline.config.schema import EngineConfig
+from trunkline.kernels import load_kernels
+from trunkline.kernels.ops import PagedShape
+from trunkline.layers.logprobs import Logprobs, logprobs_of
+from trunkline.layers.sampler import sample
+from trunkline.models.registry import load_model
+from trunkline.scheduler.plan import RowOutput, RowStep, StepOutput, StepPlan
+from trunkline.types import TokenLogprobs
+from trunkline.worker.batch import ForwardBatch, build_batch
+from trunkline.worker.rows import Rows
+
+_PROMPT_LOGITS = 1 << 23  # most logits of prompt positions held at once (float32: 32 MiB)
+NON_FINITE = "the model's output is not a finite number for this request, or every token is banned"
+
+
+@dataclass(frozen=True)
+class Step:
+    """A launched forward pass. `logits` [S, vocabulary] float32 of the sampling rows, in plan order."""
+
+    plan: StepPlan
+    batch: ForwardBatch | None = None  # None: the plan had no rows
+    hidden: Tensor | None = None  # [T, hidden], kept only while prompt logprobs are wanted
+    logits: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class _RowResult:
+    """What `sample` computed for one row of the plan, still on the device."""
+
+    index: int | None  # among the sampling rows; None: a chunk that does not sample
+    logprobs: Logprobs | None
+    prompt: list[Logprobs] | None
+
+
+class SampledStep:
+    """Tokens on their way to the host."""
+
+    def __init__(self, tokens: Tensor, usable: Tensor, rows: list[_RowResult]) -> None:
+        self._rows = rows
+        self._ready = None
+        self._host = torch.stack((tokens, usable.long()))
+        if tokens.device.type == "cuda":
+            self._host = self._host.to("cpu", non_blocking=True)
+            self._ready = torch.cuda.Event()
+            self._ready.record()
+
+    def result(self) -> StepOutput:
+        """Wait for the tokens. One output for each row of the plan."""
+        if self._ready is not None:
+            self._ready.synchronize()
+        tokens, usable = self._host.tolist()
+        return StepOutput([self._output(row, tokens, usable) for row in self._rows])
+
+    def _output(self, row: _RowResult, tokens: list[int], usable: list[int]) -> RowOutput:
+        prompt: list[TokenLogprobs] | None = None
+        if row.prompt is not None:
+            prompt = [entry for part in row.prompt for entry in part.to_host()]
+        if row.index is None:
+            return RowOutput([], None, prompt)
+        if not usable[row.index]:
+            return RowOutput([], error=NON_FINITE)
+        logprobs = None if row.logprobs is None else row.logprobs.to_host()
+        return RowOutput([tokens[row.index]], logprobs, prompt)
+
+
+class ModelWorker:
+    """Owns the weights, the KV pool and the rows. Plans must be applied in order, each exactly once.
+
+    Raises ModelError (checkpoint, dtype) when it is made.
+    """
+
+    needs_host_seq_lens = False  # rows know their lengths without the host
+
+    def __init__(self, config: EngineConfig, spec: ModelSpec) -> None:
+        scheduler, cache = config.scheduler, config.cache
+        self.spec = spec
+        self.device = torch.device(config.model.device)
+        self.page_size = cache.page_size
+        if self.device.type == "cpu":
+            torch.set_num_threads(config.model.threads)
+        kernels = load_kernels()
+        dtype = getattr(torch, config.model.dtype)
+        if not kernels.supports_linear(dtype, self.device):
+            raise ModelError(f"this CPU can't compute in {config.model.dtype}: use --dtype float32", "dtype")
+        with torch.inference_mode():
+            self.model = load_model(spec, kernels, dtype, self.device, scheduler.max_context)
+        shape = PagedShape(
+            spec.num_heads, spec.num_kv_heads, spec.head_dim, cache.page_size, cache.num_tokens
+        )
+        self.pool = KVPool(spec.num_layers, shape, getattr(torch, cache.kv_dtype), self.device)
+        self.backend = PagedBackend(kernels, self.pool, spec.layer_windows)
+        self.rows = Rows(
+            scheduler.max_running,
+            scheduler.max_context,
+            cache.page_size,
+            spec.eos_token_ids,
+            self.device,
+        )
+
+    @torch.inference_mode()
+    def forward(self, plan: StepPlan) -> Step:
+        """Apply the plan's changes and run its rows up to the logits."""
+        for row in plan.retires:
+            self.rows.retire(row)
+        for admit in plan.admits:
+            self.rows.admit(admit)
+        for entry in plan.new_pages:
+            self.rows.set_pages(entry)
+        if not plan.rows:
+            return Step(plan)
+        if any(step.num_drafts for step in plan.rows):
+            raise ValueError("the plan has draft tokens, but this worker has no drafter")
+        batch = build_batch(plan.rows, self.rows, self.page_size)
+        for step in plan.rows:
+            self.rows.computed[step.row] += step.q_len
+        hidden = self.model.forward(batch, self.backend, self.backend.plan(batch))
+        logits = (
+            self.model.logits(hidden.index_select(0, batch.logits_idx)) if len(batch.logits_idx) else None
+        )
+        keep = any(self.rows.prompt_logprobs_from[step.row] is not None for step in plan.rows)
+        return Step(plan, batch, hidden if keep else None, logits)
+
+    @torch.inference_mode()
+    def sample(self, step: Step, masks: None = None) -> SampledStep:
+        """Choose the sampling rows' tokens and append them to the rows."""
+        steps = step.plan.rows
+        sampling = [entry for entry in steps if entry.samples]
+        tokens = torch.zeros(0, dtype=torch.int64, device=self.device)
+        usable = torch.zeros(0, dtype=torch.bool, device=self.device)
+        if step.logits is not None:
+            row_ids = np.array([entry.row for entry in sampling], np.int64)
+            positions = self.rows.computed[row_ids]
+            params = [self.rows.live_sampling(entry.row) for entry in sampling]
+            tokens, usable = sample(
+                step.logits,
+                params,
+                positions.tolist(),
+                lambda i: self.rows.tokens[row_ids[i], : positions[i]],
+            )
+            self.rows.put_tokens(row_ids, positions, tokens)
+        results, index = [], 0
+        for number, entry in enumerate(steps):
+            prompt = self._prompt_logprobs(step, number, entry)
+            if not entry.samples:
+                results.append(_RowResult(None, None, prompt))
+                continue
+            wanted = self.rows.live_sampling(entry.row).logprobs
+            logprobs = None
+            if wanted is not None and step.logits is not None:
+                at = slice(index, index + 1)
+                logprobs = logprobs_of(step.logits[at], tokens[at], wanted)
+            results.append(_RowResult(index, logprobs, prompt))
+            index += 1
+        return SampledStep(tokens, usable, results)
+
+    def _prompt_logprobs(self, step: Step, number: int, entry: RowStep) -> list[Logprobs] | None:
+        """Logprobs of the prompt tokens that this chunk predicts, in slices that bound the memory."""
+        first = self.rows.prompt_logprobs_from[entry.row]
+        if first is None or step.hidden is None or step.batch is None:
+            return None
+        end = int(self.rows.computed[entry.row])  # the chunk ran positions [begin, end) and predicts +1
+        begin = end - entry.q_len
+        start, stop = max(first, begin + 1), min(end + 1, int(self.rows.prompt_len[entry.row]))
+        wanted = self.rows.live_sampling(entry.row).logprobs
+        if start >= stop or wanted is None:
+            return None
+        chunk = step.hidden[int(step.batch.q_start[number]) :]
+        size = max(1, _PROMPT_LOGITS // self.spec.vocab_size)
+        parts = []
+        for low in range(start, stop, size):
+            high = min(low + size, stop)
+            logits = self.model.logits(chunk[low - 1 - begin : high - 1 - begin])
+            parts.append(logprobs_of(logits, self.rows.tokens[entry.row, low:high], wanted))
+        return parts
+
+    def memory_report(self) -> dict[str, int]:
+        """Bytes that this worker holds, by owner."""
+        return {
+            "weight_bytes": self.model.nbytes,
+            "kv_pool_bytes": self.pool.nbytes,
+            "rows_bytes": self.rows.nbytes,
+        }
