@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
+from importlib import import_module
 
 from trunkline.types import RequestError
 
@@ -17,23 +19,13 @@ ABOUT = """usage: trunkline bench offline|serving|kernels [FLAGS]
 
 
 def run(words: list[str]) -> int:
-    kind, rest = (words[0], words[1:]) if words else ("", [])
-    if kind == "offline":
-        from trunkline.bench import offline
-
-        return offline.run(rest)
-    if kind == "serving":
-        from trunkline.bench import serving
-
-        return serving.run(rest)
-    if kind == "kernels":
-        from trunkline.bench import kernels
-
-        return kernels.run(rest)
+    kind = words[0] if words else ""
     if kind in ("-h", "--help"):
         sys.stdout.write(ABOUT)
         return 0
-    raise RequestError(
-        f"{kind!r} is not a benchmark: choose offline, serving or kernels" if kind else
-        "say which benchmark: offline, serving or kernels", code="unknown_flag", param=kind or None,
-    )  # fmt: skip
+    if kind not in ("offline", "serving", "kernels"):
+        raise RequestError(
+            f"{kind!r} is no benchmark: choose offline, serving or kernels", code="unknown_flag", param=kind
+        )
+    bench: Callable[[list[str]], int] = import_module(f"trunkline.bench.{kind}").run
+    return bench(words[1:])

@@ -1,7 +1,7 @@
 """`trunkline bench kernels`: single operations against what this machine can do.
 
-The limits are measured in the same run: bytes read a second by a sum over a large tensor, and multiply-adds a
-second by a large square product. An operation's own limit is the slower of the two for its bytes and its work.
+The limits are measured in the same run: bytes read a second by a sum over a large tensor, and operations a
+second by a large square product. An operation's own limit is the slower of the two for its bytes and work.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from trunkline.types import RequestError
 if TYPE_CHECKING:
     import torch
 
-ABOUT = "Measure the linear layer and attention, and compare with this machine's own memory and arithmetic limits."
+ABOUT = "Measure the linear layer and attention, and compare with the memory and arithmetic of this machine."
 LINEAR_SIZES = ((1024, 1024), (4096, 1024), (6144, 1024), (1024, 3072), (32768, 1024))  # (outputs, inputs)
 ROWS = (1, 4, 16, 64, 256)
 ATTENTION_SHAPES = (
@@ -39,7 +39,7 @@ COLD_BYTES = 192 << 20  # weights are cycled through so many bytes, so that no c
 @dataclass(frozen=True, kw_only=True)
 class Options:
     dtype: str = flag(
-        "text", "of weights and activations. auto: bfloat16 where the CPU or GPU multiplies it", default="auto",
+        "text", "of weights and activations. auto: bfloat16 where it is multiplied", default="auto",
         choices=("auto", "float32", "bfloat16"),
     )  # fmt: skip
     device: str = flag("text", "where to compute", default="cpu", choices=("cpu", "cuda"))
@@ -61,7 +61,8 @@ class Bench:
     def time(self, call: Callable[[int], object]) -> float:
         """Seconds of one call, the median of batches. `call` gets a running number."""
         call(0)
-        done, spans, end = 1, [], time.perf_counter() + self.seconds
+        spans: list[float] = []
+        done, end = 1, time.perf_counter() + self.seconds
         while not spans or time.perf_counter() < end:
             self.wait()
             started = time.perf_counter()

@@ -1,0 +1,224 @@
+"""`trunkline chat`: a conversation in the terminal, with a model in this process or a server elsewhere."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field, fields
+from typing import Any, Protocol
+
+from trunkline.bench.sse import HttpError, events, fetch
+from trunkline.config.cli import help_text, parse, wants_help
+from trunkline.config.flags import Args, flag
+from trunkline.types import RequestError
+
+ABOUT = (
+    "Talk to a model. Without --url it runs in this process, the bundled one by default. In a conversation: "
+    "/reset, /system TEXT, /think (on or off), /help, /quit. Ctrl-C ends a reply, Ctrl-D the conversation."
+)
+COMMANDS = """  /reset        forget the conversation
+  /system TEXT  set the system message and forget the conversation
+  /think        switch the model's thinking on or off, if its template can
+  /quit         leave (also Ctrl-D); Ctrl-C ends a reply"""
+
+Message = dict[str, str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(Args):
+    url: str | None = flag(
+        "text", "a running server, e.g. http://127.0.0.1:30000", metavar="URL", group="chat"
+    )
+    system: str | None = flag("text", "system message", group="chat")
+    temperature: float | None = flag(
+        "float", "0: always the likeliest token. Default: the model's", low=0.0, high=2.0, group="chat"
+    )
+    max_tokens: int | None = flag(
+        "int", "most tokens of a reply. Default: what the context holds", low=1, group="chat"
+    )
+    log_level: str = "error"
+
+
+class Talker(Protocol):
+    """Where replies come from."""
+
+    name: str
+
+    def reply(self, messages: list[Message], think: bool | None) -> Iterator[str]:
+        """Pieces of the reply as they come. Leaving early aborts it. Raises RequestError."""
+        ...
+
+    def close(self) -> None: ...
+
+
+@dataclass
+class Conversation:
+    """What was said. `think`: whether the model thinks first; None leaves it to the template."""
+
+    system: str | None = None
+    think: bool | None = None
+    turns: list[Message] = field(default_factory=list)
+
+    def messages(self) -> list[Message]:
+        first = [{"role": "system", "content": self.system}] if self.system else []
+        return [*first, *self.turns]
+
+
+def run(words: list[str]) -> int:
+    if wants_help(words):
+        hidden = ("host", "port", "log_level", "watchdog_timeout", "sampling_defaults")
+        sys.stdout.write(help_text("trunkline chat [FLAGS]", ABOUT, Options, hide=hidden))
+        return 0
+    options = parse(words, Options)
+    talker: Talker = Remote(options) if options.url else Local(options)
+    try:
+        converse(talker, Conversation(system=options.system))
+    finally:
+        talker.close()
+    return 0
+
+
+def converse(talker: Talker, talk: Conversation) -> None:
+    """Read lines and print replies until the end of input."""
+    shown = sys.stdin.isatty()
+    if shown:
+        with contextlib.suppress(ImportError):
+            import readline  # noqa: F401  # gives `input` line editing and history
+        print(f"{talker.name}. /help lists the commands.")
+    while True:
+        try:
+            line = input("\n> " if shown else "").strip()
+        except (EOFError, KeyboardInterrupt):
+            return
+        if line.startswith("/"):
+            if not obey(line, talk):
+                return
+        elif line:
+            say(line, talker, talk)
+
+
+def obey(line: str, talk: Conversation) -> bool:
+    """Carry out a command. False ends the conversation."""
+    word, _, rest = line.partition(" ")
+    if word in ("/quit", "/exit", "/bye"):
+        return False
+    if word == "/reset":
+        talk.turns.clear()
+    elif word == "/system":
+        talk.system = rest.strip() or None
+        talk.turns.clear()
+    elif word == "/think":
+        talk.think = not talk.think
+        print(f"thinking is {'on' if talk.think else 'off'}")
+    else:
+        print(COMMANDS if word == "/help" else f"there is no command {word}\n{COMMANDS}")
+    return True
+
+
+def say(line: str, talker: Talker, talk: Conversation) -> None:
+    """One turn. A reply cut short by Ctrl-C stays in the conversation; a failed turn does not."""
+    talk.turns.append({"role": "user", "content": line})
+    parts: list[str] = []
+    try:
+        with contextlib.closing(talker.reply(talk.messages(), talk.think)) as pieces:  # type: ignore[type-var]
+            for piece in pieces:
+                parts.append(piece)
+                print(piece, end="", flush=True)
+    except KeyboardInterrupt:
+        pass
+    except (RequestError, OSError) as error:
+        talk.turns.pop()
+        print(f"error: {error}" + (" (/reset starts anew)" if talk.turns else ""))
+        return
+    print()
+    talk.turns.append({"role": "assistant", "content": "".join(parts)})
+
+
+class Local:
+    """An engine in this process."""
+
+    def __init__(self, options: Options) -> None:
+        from trunkline.config.model_spec import load_model_spec
+        from trunkline.engine.offline import Engine
+        from trunkline.text.chat_template import ChatTemplate
+
+        given = {f.name: getattr(options, f.name) for f in fields(Args) if f.name != "accepted"}
+        self._engine = Engine(**given)
+        model = self._engine.config.model
+        self.name = model.served_model_name
+        folder = model.tokenizer_path or model.path
+        tokens = self._engine.tokenizer.special_tokens
+        template = ChatTemplate.load(folder, tokens, options.chat_template)
+        if template is None:
+            self.close()
+            raise RequestError(
+                f"{folder} has no chat template: give one with --chat-template",
+                code="no_chat_template",
+                param="--chat-template",
+            )
+        self._template = template
+        self._params: dict[str, Any] = {
+            **load_model_spec(model.path).generation_defaults,
+            "max_new_tokens": options.max_tokens,
+        }
+        if options.temperature is not None:
+            self._params["temperature"] = options.temperature
+
+    def reply(self, messages: list[Message], think: bool | None) -> Iterator[str]:
+        known = "enable_thinking" in self._template.variables
+        if think is not None and not known:
+            raise RequestError("this model's template cannot switch thinking", code="no_thinking")
+        prompt = self._template.render(
+            messages, variables={"enable_thinking": think} if think is not None else {}
+        )
+        ids = self._engine.tokenizer.encode(prompt, add_special_tokens=False)
+        done = 0
+        for answer in self._engine.generate(input_ids=ids, sampling_params=self._params, stream=True):
+            assert isinstance(answer, dict)
+            yield answer["text"][done:]
+            done = len(answer["text"])
+
+    def close(self) -> None:
+        self._engine.shutdown()
+
+
+class Remote:
+    """A server with the OpenAI API. Raises RequestError when it does not answer."""
+
+    def __init__(self, options: Options) -> None:
+        assert options.url is not None
+        self._url = options.url.rstrip("/")
+        self._headers = {"Authorization": f"Bearer {options.api_key}"} if options.api_key else {}
+        self._loop = asyncio.new_event_loop()
+        try:
+            models = json.loads(self._loop.run_until_complete(fetch(f"{self._url}/v1/models", self._headers)))
+            self.name = options.served_model_name or str(models["data"][0]["id"])
+        except (OSError, EOFError, ValueError, HttpError) as error:
+            self._loop.close()
+            raise RequestError(
+                f"{self._url} does not answer: {error}", code="no_server", param="--url"
+            ) from None
+        self._body: dict[str, Any] = {"model": self.name, "stream": True}
+        if options.temperature is not None:
+            self._body["temperature"] = options.temperature
+        if options.max_tokens is not None:
+            self._body["max_tokens"] = options.max_tokens
+
+    def reply(self, messages: list[Message], think: bool | None) -> Iterator[str]:
+        body = {**self._body, "messages": messages}
+        if think is not None:
+            body["chat_template_kwargs"] = {"enable_thinking": think}
+        stream = events(f"{self._url}/v1/chat/completions", body, self._headers)
+        try:
+            while (event := self._loop.run_until_complete(anext(stream, None))) is not None:
+                for choice in event.get("choices", ()):
+                    if text := choice.get("delta", {}).get("content"):
+                        yield text
+        finally:
+            self._loop.run_until_complete(stream.aclose())
+
+    def close(self) -> None:
+        self._loop.close()
