@@ -24,6 +24,7 @@ SAMPLES = [
     ("layers", CACHE, "def f():\n    import trunkline.server.app", "import trunkline.cache.pages"),
     ("layers", CACHE, "from ..engine import core", "from . import pages"),
     ("layers", CACHE, "from trunkline.surprise import x", "import surprise"),
+    ("layers", CACHE, "from trunkline import server", "from trunkline import __version__"),
     ("layers", WORKER, "from trunkline.scheduler.request import Request", "import trunkline.scheduler.plan"),
     (
         "layers",

@@ -84,11 +84,11 @@ def top_level(name: str, libraries: frozenset[str]) -> bool:
 
 
 def package_of(module: str) -> str | None:
-    """`cache` of `trunkline.cache.radix`, "" of `trunkline` itself, None outside the package."""
+    """`cache` of `trunkline.cache.radix`, "" of `trunkline` itself and its version, None outside the package."""
     first, *rest = module.split(".")
     if first != "trunkline":
         return None
-    return rest[0] if rest else ""
+    return rest[0] if rest and rest != ["__version__"] else ""
 
 
 def imported_names(statement: ast.AST, module: str) -> list[str]:
