@@ -84,7 +84,7 @@ def top_level(name: str, libraries: frozenset[str]) -> bool:
 
 
 def package_of(module: str) -> str | None:
-    """`cache` of `trunkline.cache.radix`, "" of `trunkline` itself and its version, None outside the package."""
+    """`cache` of `trunkline.cache.radix`, "" of `trunkline` and its version, None outside of it."""
     first, *rest = module.split(".")
     if first != "trunkline":
         return None
