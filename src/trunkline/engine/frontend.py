@@ -1,0 +1,385 @@
+"""From requests in text to chunks of text: the one pipeline under HTTP routes and the offline Engine.
+
+    prompt -> validate, tokenise -> n core requests -> tokens -> detokenise, stop strings -> chunks
+
+A response that is not streamed is the same chunks, joined (P3).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import msgspec
+
+from trunkline.config.schema import EngineConfig
+from trunkline.engine.fields import INT64_MAX
+from trunkline.messages import AddRequest, FlushDone, Ready, Stats, TokensOut
+from trunkline.text.output import OutputText
+from trunkline.text.tokenizer import Tokenizer
+from trunkline.types import (
+    CacheKey,
+    FinishReason,
+    LogprobParams,
+    RequestError,
+    SamplingParams,
+    TokenLogprobs,
+)
+
+RETRY_AFTER = 1  # seconds; told to clients that are refused for load
+
+
+class Health(Protocol):
+    """Whether the core makes progress, and if not, why."""
+
+    @property
+    def ok(self) -> bool: ...
+    @property
+    def reason(self) -> str: ...
+
+
+class CoreClient(Protocol):
+    """What the frontend needs of `engine.client.EngineClient`."""
+
+    @property
+    def ready(self) -> Ready | None: ...
+    @property
+    def health(self) -> Health: ...
+    def stream(self, request: AddRequest) -> AsyncGenerator[TokensOut, None]: ...
+    async def abort(self, rid: str) -> None: ...
+    async def abort_all(self) -> None: ...
+    async def flush_cache(self) -> FlushDone: ...
+    async def stats(self) -> Stats: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerationRequest:
+    """One prompt and what to do with it. `params.n` completions come out.
+
+    `clip_output`: `max_new_tokens` is only a default; where the context leaves less, it shrinks instead of
+    refusing the request. `add_special_tokens`: text of a chat template has its own.
+    """
+
+    rid: str
+    prompt: str | list[int]
+    params: SamplingParams = SamplingParams()
+    logprobs: LogprobParams | None = None
+    cache_salt: str = ""
+    priority: int = 0
+    add_special_tokens: bool = True
+    clip_output: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """A request that passed all checks: its prompt as token ids, its parameters complete (seed, output
+    limit)."""
+
+    request: GenerationRequest
+    token_ids: list[int]
+    params: SamplingParams
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chunk:
+    """News of one completion. Counts are totals so far; `text`, `token_ids` and `logprobs` are new.
+
+    `index` counts completions over all prompts of a call: prompt x n + i. `prompt_logprobs` comes once, with
+    the first chunk. The last chunk of a completion has `finish`.
+    """
+
+    index: int
+    rid: str
+    text: str
+    token_ids: list[int]
+    logprobs: list[TokenLogprobs] | None
+    prompt_logprobs: list[TokenLogprobs] | None
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int
+    retractions: int
+    finish: FinishReason | None
+
+
+class Frontend:
+    """Owns the text side of all live requests. One per process, on one event loop."""
+
+    def __init__(self, client: CoreClient, tokenizer: Tokenizer, config: EngineConfig) -> None:
+        self.client = client
+        self.tokenizer = tokenizer
+        assert client.ready is not None, "the client has not started"
+        self.ready = client.ready
+        self.config = config
+        self._seeds = random.Random(config.model.seed)
+        self._capacity = config.scheduler.max_queued + client.ready.max_running
+        self._live: dict[str, list[str]] = {}  # rid -> rids in the core
+
+    @property
+    def num_live(self) -> int:
+        """Completions in progress."""
+        return sum(map(len, self._live.values()))
+
+    # ------------------------------------------------------------------ validation
+    async def prepare_all(self, requests: Sequence[GenerationRequest]) -> list[Prepared]:
+        """`prepare` for each; an error names the prompt."""
+        batch = []
+        for position, request in enumerate(requests):
+            try:
+                batch.append(await self.prepare(request))
+            except RequestError as error:
+                raise _at_prompt(position, len(requests), error) from error
+        return batch
+
+    async def prepare(self, request: GenerationRequest) -> Prepared:
+        """Check and tokenise. Raises RequestError for whatever this engine could not honour."""
+        self.check_health()
+        if isinstance(request.prompt, str):
+            token_ids = await self.tokenizer.encode_async(
+                request.prompt, add_special_tokens=request.add_special_tokens
+            )
+        else:
+            token_ids = request.prompt
+            self._check_tokens("input_ids", token_ids)
+        params = request.params
+        self._check_tokens("logit_bias", params.logit_bias)
+        self._check_tokens("stop_token_ids", params.stop_token_ids)
+        if request.logprobs is not None:
+            self._check_tokens("token_ids_logprob", request.logprobs.token_ids)
+            self._check_logprob_start(request.logprobs.prompt_start, len(token_ids))
+        limit = self._output_limit(request, len(token_ids))
+        seed = params.sampling_seed
+        if seed is None:
+            seed = self._seeds.getrandbits(62)
+        return Prepared(
+            request=request,
+            token_ids=token_ids,
+            params=msgspec.structs.replace(params, max_new_tokens=limit, sampling_seed=seed),
+        )
+
+    def check_health(self) -> None:
+        """Raises RequestError (503) while the core makes no progress."""
+        health = self.client.health
+        if not health.ok:
+            raise RequestError(
+                f"the engine is not available: {health.reason}", code="engine_dead", status=503
+            )
+
+    def _check_tokens(self, name: str, token_ids: Sequence[int] | dict[int, float]) -> None:
+        vocab_size = self.ready.vocab_size
+        bad = next((token_id for token_id in token_ids if not 0 <= token_id < vocab_size), None)
+        if bad is not None:
+            raise RequestError(
+                f"{name} holds token id {bad}; the model's vocabulary is [0, {vocab_size})",
+                code="token_out_of_range",
+                param=name,
+            )
+
+    @staticmethod
+    def _check_logprob_start(start: int | None, prompt_tokens: int) -> None:
+        if start is not None and start > prompt_tokens:
+            raise RequestError(
+                f"logprob_start_len is {start}, the prompt has only {prompt_tokens} tokens",
+                code="logprob_start_out_of_range",
+                param="logprob_start_len",
+            )
+
+    def _output_limit(self, request: GenerationRequest, prompt_tokens: int) -> int:
+        """Most tokens this output may have."""
+        context = min(self.ready.max_context, self.ready.num_pages * self.ready.page_size)
+        if prompt_tokens == 0:
+            raise RequestError(
+                "the prompt has no tokens: send at least one", code="empty_prompt", param="prompt"
+            )
+        if prompt_tokens >= context:
+            raise RequestError(
+                f"the prompt has {prompt_tokens} tokens; the context length is {context}, prompt and output "
+                "together: shorten the prompt",
+                code="context_length_exceeded",
+                param="prompt",
+            )
+        params, room = request.params, context - prompt_tokens
+        limit = room if params.max_new_tokens is None else params.max_new_tokens
+        if limit > room and not request.clip_output:
+            raise RequestError(
+                f"the prompt has {prompt_tokens} tokens and max_new_tokens is {limit}, together "
+                f"{prompt_tokens + limit}; the context length is {context}: ask for at most {room}",
+                code="context_length_exceeded",
+                param="max_new_tokens",
+            )
+        limit = min(limit, room)
+        if params.min_new_tokens > limit:
+            raise RequestError(
+                f"min_new_tokens is {params.min_new_tokens}, but at most {limit} tokens can be generated",
+                code="min_tokens_too_large",
+                param="min_new_tokens",
+            )
+        return limit
+
+    # ------------------------------------------------------------------ generation
+    async def generate(self, request: GenerationRequest) -> AsyncGenerator[Chunk, None]:
+        """All chunks of one request; `prepare` and `run` in one."""
+        async with aclosing(self.run([await self.prepare(request)])) as chunks:
+            async for chunk in chunks:
+                yield chunk
+
+    async def run(self, batch: Sequence[Prepared]) -> AsyncGenerator[Chunk, None]:
+        """Chunks of all completions of all prompts, as they come. Closing the generator, or a failure of one
+        completion, aborts the others. Raises RequestError, which names the prompt if there are several."""
+        count = sum(prepared.params.n for prepared in batch)
+        self._check_room(count)
+        rids = [prepared.request.rid for prepared in batch]
+        taken = next((rid for i, rid in enumerate(rids) if rid in self._live or rid in rids[:i]), None)
+        if taken is not None:
+            raise RequestError(
+                f"a request with id {taken!r} is still running: ids of live requests are unique",
+                code="duplicate_rid",
+                param="rid",
+            )
+        streams: list[AsyncGenerator[Chunk, None]] = []
+        for position, prepared in enumerate(batch):
+            adds = _expand(prepared, self.config.model.weight_version)
+            self._live[prepared.request.rid] = [add.rid for add in adds]
+            for add in adds:
+                stream = self._complete(prepared, add, len(streams))
+                streams.append(stream if len(batch) == 1 else _naming_prompt(stream, position))
+        try:
+            async with aclosing(streams[0] if count == 1 else _merge(streams)) as chunks:
+                async for chunk in chunks:
+                    yield chunk
+        finally:
+            for rid in rids:
+                del self._live[rid]
+
+    def _check_room(self, count: int) -> None:
+        if count > self._capacity:
+            raise RequestError(
+                f"{count} completions in one request; this server holds {self._capacity} at once "
+                "(--max-queued-requests raises it)",
+                code="too_many_completions",
+                param="n",
+            )
+        if self.num_live + count > self._capacity:
+            raise RequestError(
+                f"{self.num_live} completions are running or waiting; the limit is {self._capacity}: "
+                "retry later (--max-queued-requests raises it)",
+                code="queue_full",
+                status=429,
+            )
+
+    async def _complete(self, prepared: Prepared, add: AddRequest, index: int) -> AsyncGenerator[Chunk, None]:
+        """One completion, from its core request."""
+        text = OutputText(self.tokenizer, prepared.params)
+        async with aclosing(self.client.stream(add)) as outputs:
+            async for out in outputs:
+                if out.finish is not None and out.finish.kind == "abort" and out.finish.status is not None:
+                    raise _refusal(out.finish)
+                delta, used, finish = text.feed(out.token_ids, out.finish)
+                chunk = Chunk(
+                    index=index,
+                    rid=prepared.request.rid,
+                    text=delta,
+                    token_ids=out.token_ids[:used],
+                    logprobs=None if out.logprobs is None else out.logprobs[:used],
+                    prompt_logprobs=out.prompt_logprobs,
+                    prompt_tokens=len(prepared.token_ids),
+                    completion_tokens=text.num_tokens,
+                    cached_tokens=out.cached_tokens,
+                    retractions=out.retractions,
+                    finish=finish,
+                )
+                if finish is not None:
+                    break
+                yield chunk
+            else:
+                raise RequestError(
+                    "the engine ended a request without a result", code="internal_error", status=500
+                )
+        yield chunk  # after the core request is closed, so that a stop string has freed its memory already
+
+    async def abort(self, rid: str) -> None:
+        """End all completions of a request; its chunks end with finish "abort". Unknown ids are ignored."""
+        for core_rid in self._live.get(rid, ()):
+            await self.client.abort(core_rid)
+
+    def describe(self) -> dict[str, Any]:
+        """Configuration and facts of the running engine, without secrets."""
+        config: dict[str, Any] = msgspec.to_builtins(self.config)
+        config["server"]["api_key"] = None if self.config.server.api_key is None else "set"
+        ready: dict[str, Any] = msgspec.to_builtins(self.ready)
+        return {**config, "ready": {name: value for name, value in ready.items() if name != "type"}}
+
+
+def _expand(prepared: Prepared, weight_version: str) -> list[AddRequest]:
+    request, params = prepared.request, prepared.params
+    seed = params.sampling_seed or 0
+    key = CacheKey(salt=request.cache_salt, weight_version=weight_version)
+    return [
+        AddRequest(
+            rid=request.rid if params.n == 1 else f"{request.rid}-{i}",
+            token_ids=prepared.token_ids,
+            params=msgspec.structs.replace(params, n=1, sampling_seed=(seed + i) & INT64_MAX),
+            logprobs=request.logprobs,
+            cache_key=key,
+            priority=request.priority,
+        )
+        for i in range(params.n)
+    ]
+
+
+def _at_prompt(position: int, count: int, error: RequestError) -> RequestError:
+    if count == 1:
+        return error
+    message = f"prompt {position}: {error.message}"
+    return RequestError(message, code=error.code, param=error.param, status=error.status)
+
+
+async def _naming_prompt(stream: AsyncGenerator[Chunk, None], position: int) -> AsyncGenerator[Chunk, None]:
+    try:
+        async with aclosing(stream) as chunks:
+            async for chunk in chunks:
+                yield chunk
+    except RequestError as error:
+        raise _at_prompt(position, 2, error) from error
+
+
+def _refusal(finish: FinishReason) -> RequestError:
+    return RequestError(
+        finish.message or "the engine ended the request",
+        code=finish.code or "internal_error",
+        status=finish.status or 500,
+    )
+
+
+async def _merge(streams: Sequence[AsyncGenerator[Chunk, None]]) -> AsyncGenerator[Chunk, None]:
+    """Chunks of several completions in order of arrival. The first failure ends all."""
+    queue: asyncio.Queue[Chunk | BaseException | None] = asyncio.Queue()
+
+    async def drain(stream: AsyncGenerator[Chunk, None]) -> None:
+        try:
+            async with aclosing(stream) as chunks:
+                async for chunk in chunks:
+                    queue.put_nowait(chunk)
+        except Exception as error:
+            queue.put_nowait(error)
+        else:
+            queue.put_nowait(None)
+
+    tasks = [asyncio.create_task(drain(stream)) for stream in streams]
+    try:
+        live = len(tasks)
+        while live:
+            item = await queue.get()
+            if item is None:
+                live -= 1
+            elif isinstance(item, BaseException):
+                raise item
+            else:
+                yield item
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

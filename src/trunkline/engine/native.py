@@ -1,0 +1,348 @@
+"""The native request and response: what POST /generate and `Engine.generate` share. Shapes are SGLang's."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Any
+
+from trunkline.engine.fields import (
+    INT32_MAX,
+    SAMPLING_FIELDS,
+    TOKEN_IDS,
+    Flag,
+    Items,
+    Number,
+    Object,
+    Rule,
+    Text,
+    Unsupported,
+    read_fields,
+    wrong_type,
+)
+from trunkline.engine.frontend import Chunk, GenerationRequest, Prepared
+from trunkline.text.tokenizer import Tokenizer
+from trunkline.types import (
+    MAX_TOP_LOGPROBS,
+    FinishReason,
+    LogprobParams,
+    RequestError,
+    SamplingParams,
+    TokenLogprobs,
+)
+
+MAX_BATCH = 65536  # prompts in one call
+
+Entry = list[float | int | str | None]  # [logprob, token id, text]
+
+
+@dataclass(frozen=True)
+class Prompts(Rule):
+    """One prompt or a list of them: texts, or lists of token ids.
+
+    Reads as (prompts, whether it was a list).
+    """
+
+    texts: bool
+    ids: bool
+
+    def read(self, value: Any, name: str) -> tuple[list[str | list[int]], bool]:
+        if self._is_prompt(value):
+            return [value], False
+        if isinstance(value, list) and value and len(value) <= MAX_BATCH and all(map(self._is_prompt, value)):
+            return value, True
+        kinds = ["text"] * self.texts + ["list of token ids"] * self.ids
+        raise wrong_type(name, f"a {' or a '.join(kinds)}, or a list of such (1 to {MAX_BATCH})", value)
+
+    def _is_prompt(self, value: Any) -> bool:
+        if isinstance(value, str):
+            return self.texts
+        return (
+            self.ids and isinstance(value, list) and bool(value) and all(type(item) is int for item in value)
+        )
+
+
+@dataclass(frozen=True)
+class PerPrompt(Rule):
+    """One value for all prompts of a call, or a list with a value (or null) for each.
+
+    Read by `spread`, when the number of prompts is known.
+    """
+
+    of: Rule
+
+    def spread(self, value: Any, name: str, count: int, batch: bool) -> list[Any]:
+        """`count` values; absent ones are None."""
+        if not (batch and self._is_list(value)):
+            return [None if value is None else self.of.read(value, name)] * count
+        if len(value) != count:
+            raise RequestError(
+                f"{name} has {len(value)} entries for {count} prompts", code="length_mismatch", param=name
+            )
+        return [None if item is None else self.of.read(item, f"{name}[{i}]") for i, item in enumerate(value)]
+
+    def _is_list(self, value: Any) -> bool:
+        if not isinstance(value, list):
+            return False
+        return not isinstance(self.of, Items) or any(isinstance(item, list) for item in value)
+
+
+_NO_MEDIA = "this server takes text only"
+
+GENERATE_FIELDS: Mapping[str, Rule] = {
+    "text": Prompts(texts=True, ids=False),
+    "input_ids": Prompts(texts=False, ids=True),
+    "sampling_params": PerPrompt(Object(SAMPLING_FIELDS)),
+    "stream": Flag(),
+    "rid": PerPrompt(Text(longest=256, shortest=1)),
+    "return_logprob": PerPrompt(Flag()),
+    "logprob_start_len": PerPrompt(Number(-1, INT32_MAX, integer=True)),
+    "top_logprobs_num": PerPrompt(Number(0, MAX_TOP_LOGPROBS, integer=True)),
+    "token_ids_logprob": PerPrompt(TOKEN_IDS),
+    "return_text_in_logprobs": Flag(),
+    "return_prompt_token_ids": Flag(),
+    "priority": Number(-INT32_MAX, INT32_MAX, integer=True),
+    "extra_key": Text(),
+    "cache_salt": Text(),
+    "input_embeds": Unsupported(),
+    **dict.fromkeys(("image_data", "video_data", "audio_data", "modalities"), Unsupported(([],), _NO_MEDIA)),
+    **dict.fromkeys(("mm_hashes", "mm_content_hashes", "video_config", "mm_processor_kwargs"), Unsupported()),
+    **dict.fromkeys(("images_config", "max_dynamic_patch", "min_dynamic_patch"), Unsupported()),
+    "use_audio_in_video": Unsupported((False,), _NO_MEDIA),
+    "return_flat_raw_top_logprobs": Unsupported((False,)),
+    "return_flat_raw_top_logprobs_output": Unsupported((False,)),
+    "return_flat_raw_top_logprobs_b64": Unsupported((False,)),
+    "return_sampling_mask": Unsupported((False,)),
+    "sampling_logprobs_mode": Unsupported(),
+    "return_hidden_states": Unsupported((False,)),
+    "return_routed_experts": Unsupported((False,)),
+    "routed_experts_start_len": Unsupported((0,)),
+    "return_indexer_topk": Unsupported((False,)),
+    "return_entropy": Unsupported((False,)),
+    "session_params": Unsupported(),
+    "session_id": Unsupported(),
+    "lora_path": Unsupported(),
+    "custom_logit_processor": Unsupported(
+        (), "it would run code of the request; use logit_bias, or a sampling parameter"
+    ),
+    "routing_key": Unsupported(),
+    "conversation_id": Unsupported(),
+    "custom_labels": Unsupported(),
+    "no_logs": Unsupported((False,)),
+    "log_metrics": Unsupported((True,)),
+    "background": Unsupported((False,)),
+    "require_reasoning": Unsupported((False,)),
+    "max_thinking_tokens": Unsupported(),
+    "watermark": Unsupported((False,)),
+    **dict.fromkeys(
+        ("bootstrap_host", "bootstrap_port", "bootstrap_room", "bootstrap_pair_key"), Unsupported()
+    ),
+    **dict.fromkeys(("decode_tp_size", "routed_dp_rank", "data_parallel_rank"), Unsupported()),
+    **dict.fromkeys(("disagg_prefill_dp_rank", "kv_hints", "external_trace_header"), Unsupported()),
+    **dict.fromkeys(("multi_item_delimiter_indices", "token_indices_to_pool"), Unsupported()),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class NativeCall:
+    """A parsed call. `is_list`: the answer is a list, one entry per completion."""
+
+    requests: list[GenerationRequest]
+    is_list: bool
+    stream: bool
+    text_in_logprobs: bool
+    return_prompt_ids: bool
+
+
+def parse_call(body: Mapping[str, Any]) -> NativeCall:
+    """Raises RequestError for anything that can't be honoured exactly as written."""
+    fields = read_fields(GENERATE_FIELDS, body)
+    if ("text" in fields) == ("input_ids" in fields):
+        raise RequestError("give exactly one of text and input_ids", code="invalid_value", param="text")
+    prompts, batch = fields["text"] if "text" in fields else fields["input_ids"]
+    count = len(prompts)
+
+    def spread(name: str) -> list[Any]:
+        rule = GENERATE_FIELDS[name]
+        assert isinstance(rule, PerPrompt)
+        return rule.spread(fields.get(name), name, count, batch)
+
+    given_params = [given or {} for given in spread("sampling_params")]
+    params = [sampling_params(given) for given in given_params]
+    if len({one.n for one in params}) > 1:
+        raise RequestError(
+            "all prompts of a call share one n", code="invalid_value", param="sampling_params.n"
+        )
+    rids = spread("rid")
+    if batch and isinstance(fields.get("rid"), str):
+        rids = [f"{fields['rid']}-{i}" for i in range(count)]
+    logprobs = map(
+        _logprob_params,
+        *map(spread, ("return_logprob", "logprob_start_len", "top_logprobs_num", "token_ids_logprob")),
+    )
+    salt = "\0".join(fields.get(name, "") for name in ("extra_key", "cache_salt")).strip("\0")
+    requests = [
+        GenerationRequest(
+            rid=rid or uuid.uuid4().hex,
+            prompt=prompt,
+            params=one,
+            logprobs=wanted,
+            cache_salt=salt,
+            priority=fields.get("priority", 0),
+            clip_output="max_new_tokens" not in given,
+        )
+        for rid, prompt, one, wanted, given in zip(rids, prompts, params, logprobs, given_params, strict=True)
+    ]
+    return NativeCall(
+        requests=requests,
+        is_list=batch or params[0].n > 1,
+        stream=fields.get("stream", False),
+        text_in_logprobs=fields.get("return_text_in_logprobs", False),
+        return_prompt_ids=fields.get("return_prompt_token_ids", False),
+    )
+
+
+def sampling_params(fields: Mapping[str, Any], defaults: Mapping[str, Any] | None = None) -> SamplingParams:
+    """SamplingParams of fields that passed SAMPLING_FIELDS, over `defaults`."""
+    values = {**(defaults or {}), **fields}
+    values |= {name: tuple(values[name]) for name in ("stop", "stop_token_ids") if name in values}
+    return SamplingParams(**values)
+
+
+def _logprob_params(
+    wanted: bool | None, start: int | None, top: int | None, token_ids: list[int] | None
+) -> LogprobParams | None:
+    if not wanted:
+        asked = [("top_logprobs_num", top), ("token_ids_logprob", token_ids)]
+        name = next((name for name, value in asked if value), None)
+        if name is not None:
+            raise RequestError(f"{name} needs return_logprob: true", code="invalid_value", param=name)
+        return None
+    return LogprobParams(
+        prompt_start=None if start is None or start < 0 else start,
+        top_n=top or 0,
+        token_ids=tuple(token_ids or ()),
+    )
+
+
+class NativeOutput:
+    """One completion as the native response shows it, kept up to date chunk by chunk."""
+
+    def __init__(
+        self, call: NativeCall, prepared: Prepared, tokenizer: Tokenizer, weight_version: str
+    ) -> None:
+        self._started = time.monotonic()
+        self._call = call
+        self._prepared = prepared
+        self._tokenizer = tokenizer
+        self._weight_version = weight_version
+        self._text: list[str] = []
+        self._ids: list[int] = []
+        self._input: list[TokenLogprobs] | None = None
+        self._output: list[TokenLogprobs] | None = None
+        self._last: Chunk | None = None
+        self._latency = 0.0
+
+    def add(self, chunk: Chunk) -> None:
+        self._text.append(chunk.text)
+        self._ids += chunk.token_ids
+        if chunk.prompt_logprobs is not None:
+            self._input = chunk.prompt_logprobs
+        if chunk.logprobs is not None:
+            self._output = (self._output or []) + chunk.logprobs
+        self._last = chunk
+        self._latency = time.monotonic() - self._started
+
+    def as_dict(self) -> dict[str, Any]:
+        """Everything so far; `text` and `output_ids` are cumulative."""
+        chunk = self._last
+        assert chunk is not None
+        meta: dict[str, Any] = {
+            "id": chunk.rid,
+            "finish_reason": None
+            if chunk.finish is None
+            else finish_dict(chunk.finish, chunk.completion_tokens),
+            "prompt_tokens": chunk.prompt_tokens,
+            "completion_tokens": chunk.completion_tokens,
+            "cached_tokens": chunk.cached_tokens,
+            "weight_version": self._weight_version,
+            "num_retractions": chunk.retractions,
+        }
+        if chunk.finish is not None:
+            meta["e2e_latency"] = self._latency
+        if self._output is not None:
+            meta |= self._logprobs("output", self._output)
+            meta["output_token_logprobs_length"] = len(self._output)
+            meta |= self._logprobs("input", self._input or [])
+        answer = {"text": "".join(self._text), "output_ids": list(self._ids), "meta_info": meta}
+        if self._call.return_prompt_ids:
+            answer["prompt_token_ids"] = self._prepared.token_ids
+        return answer
+
+    def _logprobs(self, side: str, tokens: Sequence[TokenLogprobs]) -> dict[str, Any]:
+        lists: dict[str, Any] = {
+            f"{side}_token_logprobs": [self._entry(token.logprob, token.token_id) for token in tokens]
+        }
+        wanted = self._prepared.request.logprobs
+        if wanted is not None and wanted.top_n:
+            lists[f"{side}_top_logprobs"] = [self._alternatives(token.top) for token in tokens]
+        if wanted is not None and wanted.token_ids:
+            lists[f"{side}_token_ids_logprobs"] = [self._alternatives(token.chosen) for token in tokens]
+        return lists
+
+    def _alternatives(self, pairs: Sequence[tuple[int, float]]) -> list[Entry] | None:
+        return [self._entry(logprob, token_id) for token_id, logprob in pairs] or None
+
+    def _entry(self, logprob: float | None, token_id: int) -> Entry:
+        return [
+            logprob,
+            token_id,
+            self._tokenizer.token_text(token_id) if self._call.text_in_logprobs else None,
+        ]
+
+
+async def answers(
+    call: NativeCall,
+    batch: Sequence[Prepared],
+    chunks: AsyncGenerator[Chunk, None],
+    tokenizer: Tokenizer,
+    weight_version: str,
+) -> AsyncGenerator[dict[str, Any], None]:
+    """An updated answer for each chunk, or for each last chunk if the call does not stream. Those of a list
+    carry "index"."""
+    outputs = [
+        NativeOutput(call, prepared, tokenizer, weight_version)
+        for prepared in batch
+        for _ in range(prepared.params.n)
+    ]
+    async with aclosing(chunks):
+        async for chunk in chunks:
+            outputs[chunk.index].add(chunk)
+            if call.stream or chunk.finish is not None:
+                answer = outputs[chunk.index].as_dict()
+                yield {**answer, "index": chunk.index} if call.is_list else answer
+
+
+def join_answers(call: NativeCall, events: Sequence[dict[str, Any]]) -> Any:
+    """The whole response, from what `answers` gave."""
+    if not call.is_list:
+        return events[-1]
+    last = {event["index"]: event for event in events}
+    return [{name: value for name, value in last[i].items() if name != "index"} for i in sorted(last)]
+
+
+def finish_dict(finish: FinishReason, completion_tokens: int) -> dict[str, Any]:
+    """SGLang's shape of a finish reason."""
+    if finish.kind == "length":
+        return {"type": "length", "length": completion_tokens}
+    if finish.kind == "stop":
+        return {"type": "stop", "matched": finish.matched}
+    return {
+        "type": "abort",
+        "message": finish.message or "aborted",
+        "status_code": finish.status,
+        "err_type": finish.code,
+    }

@@ -1,0 +1,215 @@
+"""The offline engine: the same pipeline as the server's, called from Python. Shapes are SGLang's `Engine`."""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+import threading
+import weakref
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Iterator, Mapping
+from contextlib import aclosing
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+import msgspec
+
+from trunkline.config.cli import from_kwargs
+from trunkline.config.flags import Args
+from trunkline.config.resolve import load_config
+from trunkline.engine.client import EngineClient
+from trunkline.engine.fields import INT32_MAX
+from trunkline.engine.frontend import Frontend
+from trunkline.engine.native import GENERATE_FIELDS, NativeCall, answers, join_answers, parse_call
+from trunkline.text.tokenizer import Tokenizer
+from trunkline.types import RequestError
+
+T = TypeVar("T")
+Answer = dict[str, Any]
+
+
+class Engine:
+    """A model in this process.
+
+        with Engine(model_path="...") as engine:
+            print(engine.generate("Hello", {"max_new_tokens": 8})["text"])
+
+    Keyword arguments are the flags of `trunkline serve` with underscores; unknown ones are refused by name.
+    `generate` may be called from several threads at once; everything runs together in one batch. Raises
+    RequestError when the engine can't start.
+    """
+
+    def __init__(self, **server_args: Any) -> None:
+        resolved = load_config(from_kwargs(server_args, Args))
+        scheduler = msgspec.structs.replace(
+            resolved.config.scheduler, max_queued=INT32_MAX
+        )  # callers are bound
+        self.config = msgspec.structs.replace(resolved.config, scheduler=scheduler)
+        self.tokenizer = Tokenizer.load(self.config.model.tokenizer_path or self.config.model.path)
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="trunkline-frontend", daemon=True)
+        self._thread.start()
+        try:
+            start = EngineClient.in_process(self.config)
+            self._client = asyncio.run_coroutine_threadsafe(start, self._loop).result()
+        except BaseException:
+            _stop_loop(self._loop, self._thread)
+            raise
+        self._frontend = Frontend(self._client, self.tokenizer, self.config)
+        # Called once: by shutdown, when nobody holds the engine any more, or at exit (a thread that computes
+        # while the interpreter goes down can crash it).
+        self._close = weakref.finalize(self, _close, self._client, self._loop, self._thread)
+
+    # ------------------------------------------------------------------ generation
+    def generate(
+        self,
+        prompt: str | list[str] | None = None,
+        sampling_params: Mapping[str, Any] | list[Mapping[str, Any]] | None = None,
+        input_ids: list[int] | list[list[int]] | None = None,
+        *,
+        stream: bool = False,
+        **fields: Any,
+    ) -> Answer | list[Answer] | Iterator[Answer]:
+        """Generate for one prompt (a dict) or a list of prompts, or n > 1 completions (a list of dicts).
+
+        `fields` are those of POST /generate: return_logprob, logprob_start_len, top_logprobs_num,
+        token_ids_logprob, return_text_in_logprobs, return_prompt_token_ids, rid, priority, cache_salt, ...
+        With `stream`, an iterator of dicts whose text is cumulative; those of a list carry "index".
+        Raises RequestError; for a list it names the prompt, and the other prompts are aborted.
+        """
+        call = _parse(prompt, sampling_params, input_ids, stream, fields)
+        if stream:
+            return self._iterate(call)
+        return self._wait(self._gather(call))
+
+    async def async_generate(
+        self,
+        prompt: str | list[str] | None = None,
+        sampling_params: Mapping[str, Any] | list[Mapping[str, Any]] | None = None,
+        input_ids: list[int] | list[list[int]] | None = None,
+        *,
+        stream: bool = False,
+        **fields: Any,
+    ) -> Answer | list[Answer] | AsyncIterator[Answer]:
+        """`generate` for asyncio: awaits without blocking the caller's loop. Cancelling aborts."""
+        call = _parse(prompt, sampling_params, input_ids, stream, fields)
+        if stream:
+            return self._iterate_async(call)
+        return await asyncio.wrap_future(self._submit(self._gather(call)))
+
+    async def _answers(self, call: NativeCall) -> AsyncGenerator[Answer, None]:
+        """Runs on the engine's loop."""
+        batch = await self._frontend.prepare_all(call.requests)
+        version = self.config.model.weight_version
+        events = answers(call, batch, self._frontend.run(batch), self.tokenizer, version)
+        async with aclosing(events):
+            async for answer in events:
+                yield answer
+
+    async def _gather(self, call: NativeCall) -> Answer | list[Answer]:
+        async with aclosing(self._answers(call)) as events:
+            whole: Answer | list[Answer] = join_answers(call, [answer async for answer in events])
+        return whole
+
+    def _iterate(self, call: NativeCall) -> Iterator[Answer]:
+        items: queue.SimpleQueue[Answer | Exception | None] = queue.SimpleQueue()
+        future = self._submit(self._pump(call, items.put))
+        try:
+            while (item := items.get()) is not None:
+                if isinstance(item, Exception):
+                    raise item
+                yield item
+        finally:
+            future.cancel()
+
+    async def _iterate_async(self, call: NativeCall) -> AsyncGenerator[Answer, None]:
+        items: asyncio.Queue[Answer | Exception | None] = asyncio.Queue()
+        loop = asyncio.get_running_loop()
+        future = self._submit(
+            self._pump(call, lambda item: loop.call_soon_threadsafe(items.put_nowait, item))
+        )
+        try:
+            while (item := await items.get()) is not None:
+                if isinstance(item, Exception):
+                    raise item
+                yield item
+        finally:
+            future.cancel()
+
+    async def _pump(self, call: NativeCall, put: Any) -> None:
+        try:
+            async with aclosing(self._answers(call)) as answers:
+                async for answer in answers:
+                    put(answer)
+        except Exception as error:
+            put(error)
+        else:
+            put(None)
+
+    # ------------------------------------------------------------------ control
+    def flush_cache(self) -> bool:
+        """Empty the prefix cache; False while requests are running."""
+        return self._wait(self._client.flush_cache()).ok
+
+    def abort_request(self, rid: str = "", abort_all: bool = False) -> None:
+        """End a request, or all; their answers have finish reason "abort"."""
+        self._wait(self._client.abort_all() if abort_all else self._frontend.abort(rid))
+
+    def get_server_info(self) -> dict[str, Any]:
+        """The configuration, the core's facts, and its gauges and counters now."""
+        stats = self._wait(self._client.stats())
+        return {**self._frontend.describe(), "internal_states": [{**stats.gauges, **stats.counters}]}
+
+    def shutdown(self) -> None:
+        """Abort what runs and free everything. May be called twice; called at exit otherwise."""
+        self._close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.shutdown()
+
+    # ------------------------------------------------------------------ the loop's thread
+    def _submit(self, work: Coroutine[Any, Any, T]) -> Any:
+        if not self._close.alive:
+            work.close()
+            raise RequestError("the engine is shut down", code="engine_closed", status=503)
+        return asyncio.run_coroutine_threadsafe(work, self._loop)
+
+    def _wait(self, work: Coroutine[Any, Any, T]) -> T:
+        future = self._submit(work)
+        try:
+            result: T = future.result()
+        except BaseException:  # such as KeyboardInterrupt here: the request must not go on there
+            future.cancel()
+            raise
+        return result
+
+
+def _close(client: EngineClient, loop: asyncio.AbstractEventLoop, thread: threading.Thread) -> None:
+    if threading.current_thread() is thread:  # the last reference went there: it can't wait for itself
+        threading.Thread(target=_close, args=(client, loop, thread)).start()
+        return
+    asyncio.run_coroutine_threadsafe(client.close(), loop).result()
+    _stop_loop(loop, thread)
+
+
+def _stop_loop(loop: asyncio.AbstractEventLoop, thread: threading.Thread) -> None:
+    loop.call_soon_threadsafe(loop.stop)
+    thread.join()
+    loop.close()
+
+
+def _parse(
+    prompt: Any, sampling_params: Any, input_ids: Any, stream: bool, fields: Mapping[str, Any]
+) -> NativeCall:
+    named = {"text": prompt, "sampling_params": sampling_params, "input_ids": input_ids, "stream": stream}
+    given = {name: value for name, value in named.items() if value is not None}
+    unknown = next((name for name in fields if name not in GENERATE_FIELDS or name in named), None)
+    if unknown is not None:
+        raise RequestError(
+            f"generate() has no argument {unknown!r}: check its spelling", code="unknown_field", param=unknown
+        )
+    return parse_call({**given, **fields})

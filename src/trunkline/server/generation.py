@@ -1,0 +1,99 @@
+"""Running a call and sending its events: as server-sent events, or joined as one JSON body."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing
+from functools import partial
+from typing import Any
+
+import msgspec
+from starlette.requests import Request
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from trunkline.engine.frontend import Frontend
+from trunkline.metrics.prometheus import Metrics
+from trunkline.server.call import Call, Json, ServedModel
+from trunkline.server.http import error_body, internal_error, json_response, read_json, until_disconnect
+from trunkline.types import RequestError
+
+LARGE_BODY = 16384  # bytes; a larger request is parsed off the event loop
+
+_SSE_HEADERS = [
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-cache"),
+    (b"x-accel-buffering", b"no"),
+]
+
+
+def generation(
+    parse: Callable[[Json, ServedModel], Call], model: ServedModel, frontend: Frontend, metrics: Metrics
+) -> Callable[[Request], Awaitable[ASGIApp]]:
+    """A generating route. `parse` checks a body; it may take a while for a large one."""
+
+    async def handle(request: Request) -> ASGIApp:
+        body = await read_json(request)
+        size = int(request.headers.get("content-length", LARGE_BODY + 1))
+        call = parse(body, model) if size <= LARGE_BODY else await asyncio.to_thread(parse, body, model)
+        run = partial(_run, call, frontend, metrics)
+
+        async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+            work = _stream(run, scope, send) if call.stream else _whole(call, run, scope, send)
+            await until_disconnect(receive, work)
+
+        return answer
+
+    return handle
+
+
+async def _run(call: Call, frontend: Frontend, metrics: Metrics) -> AsyncGenerator[Json, None]:
+    """All events of a call, with errors in the names that its route uses."""
+    try:
+        batch = await frontend.prepare_all(call.requests)
+        n = batch[0].params.n
+        chunks = metrics.watch(frontend.run(batch), n, n * len(batch))
+        async with aclosing(call.events(batch, chunks)) as events:
+            async for event in events:
+                yield event
+    except RequestError as error:
+        raise _renamed(error, call) from error
+
+
+def _renamed(error: RequestError, call: Call) -> RequestError:
+    name = call.names.get(error.param or "")
+    if name is None:
+        return error
+    message = error.message.replace(error.param or "", name)
+    return RequestError(message, code=error.code, param=name, status=error.status)
+
+
+async def _whole(call: Call, run: Callable[[], AsyncGenerator[Json, None]], scope: Scope, send: Send) -> None:
+    async with aclosing(run()) as events:
+        body = call.join([event async for event in events])
+    await json_response(body)(scope, _no_more, send)
+
+
+async def _stream(run: Callable[[], AsyncGenerator[Json, None]], scope: Scope, send: Send) -> None:
+    """Nothing is sent before the first event is there, so that a refusal still gets its own status."""
+
+    async def send_data(data: bytes) -> None:
+        await send({"type": "http.response.body", "body": b"data: " + data + b"\n\n", "more_body": True})
+
+    async with aclosing(run()) as events:
+        event: Json | None = await anext(events)
+        await send({"type": "http.response.start", "status": 200, "headers": list(_SSE_HEADERS)})
+        try:
+            while event is not None:
+                await send_data(msgspec.json.encode(event))
+                event = await anext(events, None)
+        except RequestError as error:
+            await send_data(msgspec.json.encode(error_body(error)))
+        except Exception as error:
+            await send_data(msgspec.json.encode(error_body(internal_error(error, scope["request_id"]))))
+    await send_data(b"[DONE]")
+    await send({"type": "http.response.body", "body": b""})
+
+
+async def _no_more() -> Any:
+    return {"type": "http.disconnect"}

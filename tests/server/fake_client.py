@@ -1,0 +1,141 @@
+"""An engine core that says what a test wants: deterministic tokens, delays, refusals, death."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable
+from dataclasses import dataclass, field
+
+from trunkline.messages import AddRequest, FlushDone, Ready, Stats, TokensOut
+from trunkline.types import FinishReason, LogprobParams, RequestError, TokenLogprobs
+
+
+@dataclass
+class FakeHealth:
+    ok: bool = True
+    reason: str = "ok"
+
+
+@dataclass
+class FakeClient:
+    """`script` gives the output tokens of a request, before limits and stop tokens are applied."""
+
+    script: Callable[[AddRequest], list[int]]
+    eos: int
+    vocab_size: int
+    max_context: int = 512
+    max_running: int = 8
+    tokens_per_message: int = 1
+    delay: float = 0.0  # seconds before each message
+    cached: int = 0
+    refusal: FinishReason | None = None
+    dies_after: int | None = None  # messages
+    health: FakeHealth = field(default_factory=FakeHealth)
+    added: list[AddRequest] = field(default_factory=list)
+    live: dict[str, asyncio.Event] = field(default_factory=dict)  # set: aborted
+    left_early: list[str] = field(default_factory=list)
+    flush_ok: bool = True
+
+    @property
+    def ready(self) -> Ready:
+        return Ready(
+            max_context=self.max_context,
+            num_pages=self.max_context,
+            page_size=8,
+            max_running=self.max_running,
+            vocab_size=self.vocab_size,
+        )
+
+    async def stream(self, request: AddRequest) -> AsyncGenerator[TokensOut, None]:
+        self.added.append(request)
+        aborted = self.live[request.rid] = asyncio.Event()
+        finished = False
+        try:
+            messages = self._messages(request)
+            for count, message in enumerate(messages):
+                if self.delay:
+                    try:
+                        await asyncio.wait_for(aborted.wait(), self.delay)
+                    except TimeoutError:
+                        pass
+                else:
+                    await asyncio.sleep(0)
+                if self.dies_after is not None and count >= self.dies_after:
+                    finished = True
+                    self.health.ok, self.health.reason = False, "killed by the test"
+                    raise RequestError("the engine died", code="engine_dead", status=503)
+                if aborted.is_set():
+                    reason = FinishReason("abort", message="aborted", code="aborted")
+                    message = TokensOut(rid=request.rid, finish=reason)
+                finished = message.finish is not None
+                yield message
+                if finished:
+                    return
+        finally:
+            del self.live[request.rid]
+            if not finished:
+                self.left_early.append(request.rid)
+
+    def _messages(self, request: AddRequest) -> list[TokensOut]:
+        if self.refusal is not None:
+            return [TokensOut(rid=request.rid, finish=self.refusal)]
+        tokens, finish = self._limited(request)
+        size = self.tokens_per_message
+        parts = [tokens[at : at + size] for at in range(0, len(tokens), size)] or [[]]
+        wanted = request.logprobs
+        return [
+            TokensOut(
+                rid=request.rid,
+                token_ids=part,
+                logprobs=None if wanted is None else [self._logprobs(token, wanted) for token in part],
+                prompt_logprobs=self._prompt_logprobs(request) if at == 0 else None,
+                cached_tokens=self.cached,
+                finish=finish if at == len(parts) - 1 else None,
+            )
+            for at, part in enumerate(parts)
+        ]
+
+    def _limited(self, request: AddRequest) -> tuple[list[int], FinishReason]:
+        params = request.params
+        assert params.max_new_tokens is not None and params.sampling_seed is not None and params.n == 1
+        stops = set(params.stop_token_ids) | (set() if params.ignore_eos else {self.eos})
+        tokens = self.script(request)
+        for count, token in enumerate(tokens, 1):
+            if token in stops and count > params.min_new_tokens:
+                return tokens[:count], FinishReason("stop", matched=token)
+            if count == params.max_new_tokens:
+                return tokens[:count], FinishReason("length")
+        if params.max_new_tokens == 0:
+            return [], FinishReason("length")
+        return [*tokens, self.eos], FinishReason("stop", matched=self.eos)
+
+    @staticmethod
+    def _logprobs(token: int, wanted: LogprobParams) -> TokenLogprobs:
+        top = [((token + i) % 256, -0.5 - i) for i in range(wanted.top_n)]
+        return TokenLogprobs(token, -0.5, top, [(other, -9.0) for other in wanted.token_ids])
+
+    def _prompt_logprobs(self, request: AddRequest) -> list[TokenLogprobs] | None:
+        if request.logprobs is None or request.logprobs.prompt_start is None:
+            return None
+        tokens = request.token_ids[request.logprobs.prompt_start :]
+        first, rest = tokens[:1], tokens[1:]
+        return [TokenLogprobs(token, None) for token in first] + [
+            self._logprobs(token, request.logprobs) for token in rest
+        ]
+
+    async def abort(self, rid: str) -> None:
+        if rid in self.live:
+            self.live[rid].set()
+
+    async def abort_all(self) -> None:
+        for event in self.live.values():
+            event.set()
+
+    async def flush_cache(self) -> FlushDone:
+        return FlushDone("x", self.flush_ok, "dropped 3 cached tokens" if self.flush_ok else "1 request runs")
+
+    async def stats(self) -> Stats:
+        gauges = {"running": float(len(self.live)), "waiting": 0.0, "pages_total": 64.0, "pages_in_use": 16.0}
+        gauges |= {"page_size": 8.0, "new_token_ratio": 0.5}
+        counters = {"cached_tokens": 3.0, "prompt_tokens": 12.0, "retractions": 0.0}
+        return Stats(call="x", gauges=gauges, counters=counters)
