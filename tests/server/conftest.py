@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import httpx
@@ -21,11 +21,13 @@ from trunkline.server.routes import build_app
 from trunkline.text.chat_template import ChatTemplate
 from trunkline.text.tokenizer import Tokenizer
 
-CORPUS = "Hello, world! How are you? The quick brown fox. Grüße, señor. 日本語のテキスト 🎉👩‍👩‍👧 END STOP <tool_call> "
+CORPUS = "Hello, world! How are you? The quick brown fox. Grüße, señor. 日本語のテキスト 🎉👩‍👩‍👧 END STOP "
 TEMPLATE = (
     "{% if tools %}<|im_start|>tools\n{{ tools | tojson }} <tool_call><|im_end|>\n{% endif %}"
-    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% if enable_thinking %}<think>{% endif %}{% endif %}"
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n"
+    "{{ message.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    "{% if add_generation_prompt and enable_thinking %}<think>{% endif %}"
 )
 REPLY = "Hello, wörld! 日本語 🎉 END of it."
 
@@ -85,6 +87,7 @@ def frontend(client: FakeClient, tokenizer: Tokenizer, config: EngineConfig) -> 
 
 
 def make_app(client: FakeClient, tokenizer: Tokenizer, config: EngineConfig, **defaults: float) -> Gate:
+    """The whole application but for the core; `defaults` as from generation_config.json."""
     model = ServedModel(
         name="tiny",
         path="/models/tiny",
@@ -118,9 +121,6 @@ def events_of(body: str) -> list[dict]:
     assert blocks[-1] == "" and blocks[-2] == "data: [DONE]"
     assert all(block.startswith("data: ") for block in blocks[:-1])
     return [json.loads(block.removeprefix("data: ")) for block in blocks[:-2]]
-
-
-Configure = Callable[..., EngineConfig]
 
 
 def with_key(config: EngineConfig, key: str) -> EngineConfig:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass, field
 
@@ -54,10 +55,8 @@ class FakeClient:
             messages = self._messages(request)
             for count, message in enumerate(messages):
                 if self.delay:
-                    try:
+                    with contextlib.suppress(TimeoutError):
                         await asyncio.wait_for(aborted.wait(), self.delay)
-                    except TimeoutError:
-                        pass
                 else:
                     await asyncio.sleep(0)
                 if self.dies_after is not None and count >= self.dies_after:

@@ -55,7 +55,7 @@ class Tokenizer:
             text.encode()
         except UnicodeEncodeError as error:
             raise RequestError(
-                f"character {error.start} of the text is a lone surrogate (U+{ord(text[error.start]):04X}), "
+                f"character {error.start} of the text is U+{ord(text[error.start]):04X}, a lone surrogate, "
                 "which is no valid Unicode: send pairs, or U+FFFD in its place",
                 code="invalid_unicode",
             ) from error
