@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from random import Random
 
+import msgspec
+
 from tests.sim.toy_lm import NUM_SAMPLED, VOCAB_SIZE, generate
 from trunkline.config.schema import SchedulerConfig
 from trunkline.messages import AddRequest
@@ -57,10 +59,17 @@ def make_case(seed: int) -> Case:
     page_size = rng.choice((1, 1, 2, 3, 4, 4, 5, 8, 16))
     max_context = rng.choice((48, 64, 96, 160))
     num_drafts = rng.choice((0, 0, 1, 2, 3))
-    submissions = _submissions(rng, page_size, max_context)
-    need = max(pages_needed(item, page_size, max_context) for entry in submissions for item in _messages(entry))
-    max_running = rng.choice((1, 2, 3, 4, 8))
-    spare = rng.choice((0, 0, 1, 2, need // 4, need // 2, need // 2, need, 3 * need, 12 * need))
+    crowded = rng.random() < 0.3  # short prompts, long outputs, few pages, nothing reserved: much preemption
+    submissions = _submissions(rng, page_size, max_context, crowded)
+    need = max(
+        pages_needed(item, page_size, max_context) for entry in submissions for item in _messages(entry)
+    )
+    max_running = rng.choice((3, 4, 8) if crowded else (1, 2, 3, 4, 8))
+    spare = (
+        rng.choice((0, 1, need // 2, need))
+        if crowded
+        else rng.choice((0, 1, need // 2, need, 3 * need, 12 * need))
+    )
     last = max(entry.at for entry in submissions)
     return Case(
         seed=seed,
@@ -70,7 +79,7 @@ def make_case(seed: int) -> Case:
             max_context=max_context,
             mix=rng.choice(("always", "always", "never")),
             policy=rng.choice(("fcfs", "lpm")),
-            conservativeness=rng.choice((0.0, 0.0, 0.3, 1.0, 2.0)),
+            conservativeness=0.0 if crowded else rng.choice((0.0, 0.3, 1.0, 2.0)),
             depth=rng.choice((0, 1, 1, 2)),
             prefill_wait=rng.random() < 0.6,
         ),
@@ -82,7 +91,9 @@ def make_case(seed: int) -> Case:
         submissions=submissions,
         flush_at=sorted(rng.randrange(last + 30) for _ in range(rng.choice((0, 0, 1, 3)))),
         abort_all_at=rng.randrange(1, last + 20) if rng.random() < 0.05 else None,
-        breaks={rng.randrange(20): rng.choice(("forward", "sample", "result"))} if rng.random() < 0.06 else {},
+        breaks={rng.randrange(20): rng.choice(("forward", "sample", "result"))}
+        if rng.random() < 0.06
+        else {},
     )
 
 
@@ -90,33 +101,34 @@ def _messages(entry: Submission) -> list[AddRequest]:
     return [entry.message] if entry.again is None else [entry.message, entry.again]
 
 
-def _submissions(rng: Random, page_size: int, max_context: int) -> list[Submission]:
+def _submissions(rng: Random, page_size: int, max_context: int, crowded: bool) -> list[Submission]:
     """Prompts from a random tree of stems, some of which go on from another request's output."""
-    longest = max_context - 12
+    longest = rng.choice((3, 6, 16)) if crowded else max_context - 12
     keys = [CacheKey(), CacheKey(salt="b"), CacheKey(adapter="x")][: rng.choice((1, 1, 1, 2, 3))]
     stems: list[list[int]] = [[]]
     for _ in range(rng.randrange(5)):
         edge = rng.choice((1, page_size, 2 * page_size, 3 * page_size + 1, 16, rng.randrange(1, 24)))
         stems.append((rng.choice(stems) + _tokens(rng, edge))[:longest])
     found: list[Submission] = []
-    spread = rng.choice((0, 1, 1, 4, 12))
+    spread = rng.choice((0, 1) if crowded else (0, 1, 4, 12))
     at = 0
-    for index in range(rng.choice((1, 2, 4, 6, 8, 10))):
+    for index in range(rng.choice((3, 5, 8) if crowded else (1, 2, 4, 6, 8, 10))):
         if found and rng.random() < 0.15:
             before = rng.choice(found)
             key = before.message.cache_key
             prompt = before.message.token_ids + generate(before.message, max_context).token_ids
-            if len(prompt) > longest - 4:
-                prompt = prompt[: longest - 4]
-            prompt = prompt + _tokens(rng, rng.randrange(1, 4))
+            prompt = prompt[: max_context - 20] + _tokens(rng, rng.randrange(1, 4))
         else:
             key = rng.choice(keys)
             prompt = rng.choice(stems) + _tokens(rng, rng.choice((0, 1, 2, page_size, rng.randrange(8))))
             prompt = prompt or _tokens(rng, 1)
-        entry = Submission(_message(rng, f"r{index}", prompt, key), at)
+        entry = Submission(_message(rng, f"r{index}", prompt, key, crowded), at)
         _complicate(rng, entry, max_context)
         found.append(entry)
         at += rng.randrange(spread + 1)
+    for entry in found:
+        if rng.random() < 0.03:
+            entry.message = _impossible(rng, entry.message, max_context)
     return found
 
 
@@ -127,9 +139,9 @@ def _tokens(rng: Random, count: int) -> list[int]:
     return [rng.randrange(VOCAB_SIZE) for _ in range(count)]
 
 
-def _message(rng: Random, rid: str, prompt: list[int], key: CacheKey) -> AddRequest:
-    stops = tuple(rng.randrange(NUM_SAMPLED) for _ in range(rng.choice((0, 0, 0, 1, 2))))
-    limit = rng.choice((0, 1, 2, 4, 8, 12, 20, 20))
+def _message(rng: Random, rid: str, prompt: list[int], key: CacheKey, crowded: bool = False) -> AddRequest:
+    stops = tuple(rng.randrange(NUM_SAMPLED) for _ in range(rng.choice((0, 0, 0, 0 if crowded else 1, 2))))
+    limit = rng.choice((8, 14, 20, 20) if crowded else (0, 1, 2, 4, 8, 12, 20))
     logprobs = None
     if rng.random() < 0.3:
         start = rng.randrange(len(prompt) + 1) if rng.random() < 0.6 else None
@@ -145,7 +157,7 @@ def _message(rng: Random, rid: str, prompt: list[int], key: CacheKey) -> AddRequ
             presence_penalty=rng.choice((0.0, 0.0, 0.5)),
             sampling_seed=rng.choice((None, 1, 2)),
             stop_token_ids=stops,
-            ignore_eos=rng.random() < 0.5,
+            ignore_eos=crowded or rng.random() < 0.4,
         ),
         logprobs=logprobs,
         cache_key=key,
@@ -170,19 +182,34 @@ def _complicate(rng: Random, entry: Submission, max_context: int) -> None:
             entry.again = _message(rng, message.rid, prompt, message.cache_key)
 
 
+def _impossible(rng: Random, message: AddRequest, max_context: int) -> AddRequest:
+    kind = rng.randrange(3)
+    if kind == 0:
+        return msgspec.structs.replace(message, token_ids=[])
+    if kind == 1:
+        return msgspec.structs.replace(message, token_ids=[2] * max_context)
+    return msgspec.structs.replace(message, params=SamplingParams(max_new_tokens=max_context))
+
+
 def _exact_case(seed: int, rng: Random) -> Case:
     page_size = rng.choice((1, 2, 3, 4, 5, 8, 16))
     block = -(-16 // page_size) * page_size  # what one request waits for another to compute
     stems: list[list[int]] = [[]]
+    heads = iter(
+        range(NUM_SAMPLED, VOCAB_SIZE)
+    )  # edges start with tokens of their own: nothing else is shared
     for _ in range(rng.randrange(1, 5)):
-        edge = [rng.randrange(NUM_SAMPLED, VOCAB_SIZE) for _ in range(block * rng.choice((1, 1, 2)))]
-        stems.append(rng.choice(stems) + edge)
+        rest = [rng.randrange(NUM_SAMPLED, VOCAB_SIZE) for _ in range(block * rng.choice((1, 1, 2)) - 1)]
+        stems.append([*rng.choice(stems), next(heads), *rest])
     submissions = []
     at = 0
     for index in range(rng.randrange(2, 9)):
-        tail = [NUM_SAMPLED + index] + [rng.randrange(NUM_SAMPLED, VOCAB_SIZE) for _ in range(rng.randrange(block - 1))]
+        tail = [next(heads)] + [
+            rng.randrange(NUM_SAMPLED, VOCAB_SIZE) for _ in range(rng.randrange(block - 1))
+        ]
         message = _message(rng, f"r{index}", rng.choice(stems) + tail, CacheKey())
-        submissions.append(Submission(_without_prompt_logprobs(message), at))
+        message = msgspec.structs.replace(message, logprobs=None)
+        submissions.append(Submission(message, at))
         at += rng.choice((0, 0, 1, 3))
     max_running = rng.choice((2, 4, 8))
     return Case(
@@ -204,10 +231,6 @@ def _exact_case(seed: int, rng: Random) -> Case:
         submissions=submissions,
         exact=True,
     )
-
-
-def _without_prompt_logprobs(message: AddRequest) -> AddRequest:
-    return AddRequest(rid=message.rid, token_ids=message.token_ids, params=message.params, cache_key=message.cache_key)
 
 
 def distinct_prompt_tokens(case: Case) -> int:

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import heapq
+import traceback
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from tests.sim.cases import Case, Submission, distinct_prompt_tokens, pages_needed
 from tests.sim.toy_lm import EOS_IDS, VOCAB_SIZE, Expected, generate
-from tests.sim.worker import Arrival, ProtocolError, ToyWorker
+from tests.sim.worker import Arrival, ProtocolError, ToyWorker, require
 from trunkline.cache import PrefixCache
 from trunkline.engine.core import EngineCore
 from trunkline.messages import Abort, AddRequest, FlushCache, FlushDone, FromCore, Outputs, TokensOut
-from trunkline.scheduler.plan import StepPlan
+from trunkline.scheduler.plan import PagesAt, StepPlan
+from trunkline.scheduler.request import Request
 from trunkline.scheduler.scheduler import Scheduler
 from trunkline.types import RequestError, TokenLogprobs
 
@@ -61,7 +63,9 @@ class Simulation:
     def __init__(self, case: Case, trace: Callable[[StepPlan], None] | None = None) -> None:
         self.case = case
         self.cache = PrefixCache(case.num_pages, case.page_size, enabled=case.prefix_cache)
-        self.scheduler = Scheduler(case.scheduler, self.cache, EOS_IDS, VOCAB_SIZE, num_drafts=case.num_drafts)
+        self.scheduler = Scheduler(
+            case.scheduler, self.cache, EOS_IDS, VOCAB_SIZE, num_drafts=case.num_drafts
+        )
         self.arrivals: dict[str, Arrival] = {}
         self.worker = ToyWorker(
             num_pages=case.num_pages,
@@ -76,40 +80,67 @@ class Simulation:
             needs_host_seq_lens=case.needs_host_seq_lens,
             breaks=case.breaks,
         )
-        self.worker.trace = trace
+        self.worker.trace = self._seen
+        self._trace = trace
         self.core = EngineCore(self.scheduler, self.worker, case.scheduler.depth)
         self.live: dict[str, Stream] = {}
         self.counts: Counter[str] = Counter()
         self._events: list[tuple[int, int, Callable[[], None]]] = []
-        self._num_events = self._steps = 0
+        self._num_events = self._steps = self._idle = 0
 
     # ------------------------------------------------------------------ the course of a case
     def run(self) -> Counter[str]:
         """Raises SimulationError, ProtocolError or AssertionError."""
         for entry in self.case.submissions:
-            self._at(entry.at, lambda entry=entry: self._submit(entry, entry.message))
+            self._at(entry.at, lambda entry=entry: self.submit(entry, entry.message))
         for step in self.case.flush_at:
-            self._at(step, self._flush)
+            self._at(step, self.flush)
         if self.case.abort_all_at is not None:
             self._at(self.case.abort_all_at, self._abort_all)
-        limit, idle = self._step_limit(), 0
+        limit = self._step_limit()
         while self._events or self.core.has_work:
             while self._events and (self._events[0][0] <= self._steps or not self.core.has_work):
                 self._steps = max(self._steps, self._events[0][0])
                 heapq.heappop(self._events)[2]()
-            if not self.core.has_work:
-                continue
-            outputs = self.core.step()
-            self._steps += 1
-            self.counts["steps"] += 1
-            for out in outputs:
-                self._take(out)
-            self.scheduler.check()
-            idle = 0 if outputs or self.worker.ran_rows or self.worker.in_flight else idle + 1
-            expect(idle < 3, "livelock: there is work, but nothing runs")
-            expect(self.counts["steps"] <= limit, f"livelock: more than {limit} steps")
-        self._finish()
+            if self.core.has_work:
+                self.step()
+                expect(self.counts["steps"] <= limit, f"livelock: more than {limit} steps")
+        self.finish()
         return self.counts
+
+    def step(self) -> None:
+        outputs = self.core.step()
+        self._steps += 1
+        self.counts["steps"] += 1
+        for out in outputs:
+            self._take(out)
+        self.scheduler.check()
+        runs = outputs or self.worker.ran_rows or self.worker.in_flight
+        self._idle = 0 if runs or not self.core.has_work else self._idle + 1
+        expect(self._idle < 3, "livelock: there is work, but nothing runs")
+
+    def _seen(self, plan: StepPlan) -> None:
+        """Look at a plan on its way to the worker, when the waiting requests are still those it left."""
+        if self._trace is not None:
+            self._trace(plan)
+        self.counts["swaps"] += sum(not self._is_growth(entry) for entry in plan.new_pages)
+        self.counts["chunks"] += sum(not row.samples for row in plan.rows)
+        self.counts["drafts"] += sum(row.num_drafts for row in plan.rows)
+        config = self.case.scheduler
+        if plan.admits and config.policy == "fcfs" and not config.prefill_wait:
+            place = {
+                request.rid: (-request.message.priority, request.arrival) for request in self._requests()
+            }
+            last = max(place[admit.rid] for admit in plan.admits)
+            passed = [request.rid for request in self.scheduler._waiting if place[request.rid] < last]
+            require(not passed, f"first come, first served: {passed} were passed over")
+
+    def _requests(self) -> list[Request]:
+        return list(self.scheduler._requests.values())
+
+    def _is_growth(self, entry: PagesAt) -> bool:
+        row = self.worker.rows.get(entry.row)
+        return row is None or entry.start >= len(row.table)
 
     def _at(self, step: int, event: Callable[[], None]) -> None:
         heapq.heappush(self._events, (step, self._num_events, event))
@@ -125,7 +156,7 @@ class Simulation:
         return 100 + 4 * work
 
     # ------------------------------------------------------------------ what clients do
-    def _submit(self, entry: Submission, message: AddRequest) -> None:
+    def submit(self, entry: Submission, message: AddRequest) -> None:
         rid, config = message.rid, self.case.scheduler
         received = entry.received if message is entry.message else 0
         fits = (
@@ -148,7 +179,7 @@ class Simulation:
         self.counts["received"] += received > 0
         self.live[rid] = Stream(entry, message, generate(message, config.max_context), received)
         if entry.abort_after is not None and message is entry.message:
-            self._at(self._steps + entry.abort_after, lambda: self._abort(entry))
+            self._at(self._steps + entry.abort_after, lambda: self.abort(entry))
 
     def _add(self, message: AddRequest, received: int) -> bool:
         if received:
@@ -162,10 +193,12 @@ class Simulation:
             return False
         expect(len(answers) == 1 and isinstance(answers[0], Outputs), f"answer to add: {answers}")
         (out,) = answers[0].items
-        expect(out.finish is not None and out.finish.kind == "abort" and bool(out.finish.code), f"refusal: {out}")
+        expect(
+            out.finish is not None and out.finish.kind == "abort" and bool(out.finish.code), f"refusal: {out}"
+        )
         return True
 
-    def _abort(self, entry: Submission) -> None:
+    def abort(self, entry: Submission) -> None:
         rid = entry.message.rid
         stream = self.live.get(rid)
         if stream is None or stream.message is not entry.message:
@@ -176,7 +209,7 @@ class Simulation:
         self.scheduler.check()
         if entry.again is not None:
             self.counts["id_reused"] += 1
-            self._submit(entry, entry.again)
+            self.submit(entry, entry.again)
 
     def _phase(self, rid: str) -> str:
         request = self.scheduler._requests[rid]
@@ -195,7 +228,7 @@ class Simulation:
     def _items(answers: list[FromCore]) -> list[TokensOut]:
         return [item for answer in answers if isinstance(answer, Outputs) for item in answer.items]
 
-    def _flush(self) -> None:
+    def flush(self) -> None:
         (answer,) = self.core.handle(FlushCache("call"))
         expect(isinstance(answer, FlushDone) and answer.call == "call", f"answer to flush: {answer}")
         assert isinstance(answer, FlushDone)
@@ -250,19 +283,23 @@ class Simulation:
         expect(0 <= cached < prompt, f"{out.rid}: {cached} of {prompt} prompt tokens cached")
         if not stream.received:
             expect(cached % self.case.page_size == 0, f"{out.rid}: {cached} tokens cached, not whole pages")
-            expect(self.case.prefix_cache or cached == 0, f"{out.rid}: {cached} tokens cached without a cache")
+            expect(
+                self.case.prefix_cache or cached == 0, f"{out.rid}: {cached} tokens cached without a cache"
+            )
         expect(out.retractions >= stream.retractions, f"{out.rid}: retractions went down")
         self.counts["retractions"] += out.retractions - stream.retractions
         stream.retractions = out.retractions
 
     def _check_fault(self, stream: Stream, out: TokensOut) -> None:
         assert out.finish is not None
-        planted = stream.submission.fails_at >= 0 if out.finish.code == "request_failed" else bool(self.case.breaks)
+        planted = (
+            stream.submission.fails_at >= 0 if out.finish.code == "request_failed" else bool(self.case.breaks)
+        )
         expect(out.finish.code in FAULT_CODES and planted, f"{out.rid}: ended by {out.finish}")
         self.counts[out.finish.code or ""] += 1
 
     # ------------------------------------------------------------------ the end
-    def _finish(self) -> None:
+    def finish(self) -> None:
         expect(not self.live, f"requests without an end: {list(self.live)}")
         self.core.step()  # hands over the last retires
         expect(not self.worker.rows, f"rows never retired: {sorted(self.worker.rows)}")
@@ -275,11 +312,15 @@ class Simulation:
         expect(cache.free_pages == cache.num_pages, "pages are lost")
         expect(not cache._leases and not cache._roots, "leases or keys are left")
         ended = counters["finished"] + counters["aborted"]
-        expect(counters["requests"] == ended == self.counts["requests"], f"requests do not add up: {counters}")
+        expect(
+            counters["requests"] == ended == self.counts["requests"], f"requests do not add up: {counters}"
+        )
         expect(counters["finished"] == self.counts["finished"], f"finished do not add up: {counters}")
         expect(counters["generated_tokens"] == self.counts["tokens"], f"tokens do not add up: {counters}")
         if not self.case.breaks:
-            expect(counters["computed_tokens"] == self.worker.computed_tokens, f"steps do not add up: {counters}")
+            expect(
+                counters["computed_tokens"] == self.worker.computed_tokens, f"steps do not add up: {counters}"
+            )
         if self.case.exact:
             want = distinct_prompt_tokens(self.case)
             found = self.worker.computed_prompt_tokens
@@ -292,3 +333,12 @@ def run_case(case: Case, trace: Callable[[StepPlan], None] | None = None) -> Cou
         return Simulation(case, trace).run()
     except ProtocolError as error:
         raise SimulationError(f"protocol: {error}") from error
+
+
+def describe(error: Exception) -> str:
+    """One line: what was wrong, and where when the error does not say."""
+    kind = "" if isinstance(error, AssertionError) else f"{type(error).__name__}: "
+    if str(error):
+        return kind + str(error)
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{kind}{frame.name}: {frame.line}"

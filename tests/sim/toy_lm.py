@@ -1,7 +1,7 @@
 """A language model of integers in which any stale, misplaced or unwritten KV slot changes the output.
 
-The KV slot of position p is a hash of (what p - 1 attended to, token, p). What position p attends to is the sum
-of all slots in [0, p], so every slot counts, not only the last. Logits are a hash of that sum.
+The KV slot of position p is a hash of (what p - 1 attended to, token, p). What position p attends to is the
+sum of all slots in [0, p], so every slot counts, not only the last. Logits are a hash of that sum.
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ def generate(message: AddRequest, max_context: int) -> Expected:
 
 
 def draft(attended: int, tokens: list[int], choose: Chooser, num_out: int, count: int) -> list[int]:
-    """`count` guesses for what follows `tokens`, the last of which has no KV yet. Right two times in three."""
+    """`count` guesses for what follows `tokens`, whose last has no KV yet. Right two times in three."""
     guesses: list[int] = []
     token, position = tokens[-1], len(tokens) - 1
     for i in range(count):
@@ -126,4 +126,3 @@ def draft(attended: int, tokens: list[int], choose: Chooser, num_out: int, count
             token = (token + 1) % VOCAB_SIZE
         guesses.append(token)
     return guesses
-

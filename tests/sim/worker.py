@@ -1,7 +1,7 @@
-"""A worker without tensors. It obeys plans to the letter, trusts nothing, and knows nothing of the scheduler.
+"""A worker without tensors. It obeys plans to the letter and trusts nothing.
 
-Pages are lists of slots; a slot is None until it is written. Sampled tokens go to the row's own buffer at once,
-while the host sees them only through `ToyResult.result()`, as on a device.
+Pages are lists of slots; a slot is None until it is written. Sampled tokens go to the row's own buffer at
+once, while the host sees them only through `ToyResult.result()`, as on a device.
 """
 
 from __future__ import annotations
@@ -134,6 +134,7 @@ class ToyWorker:
     def forward(self, plan: StepPlan) -> ToyStep:
         require(plan.step > self.last_step, f"step {plan.step} after step {self.last_step}")
         self.last_step = plan.step
+        require(not (self.needs_host_seq_lens and self.in_flight), "a plan that ran ahead of the host")
         self.ran_rows = bool(plan.rows)
         if self.trace is not None:
             self.trace(plan)
@@ -160,7 +161,10 @@ class ToyWorker:
         output = StepOutput([self._sample(computed) for computed in step.rows])
         result = ToyResult(self, step.plan, output, self.breaks.get(step.plan.step) == "result")
         self.in_flight.append(result)
-        require(len(self.in_flight) <= self.depth + 1, f"{len(self.in_flight)} steps in flight at depth {self.depth}")
+        require(
+            len(self.in_flight) <= self.depth + 1,
+            f"{len(self.in_flight)} steps in flight at depth {self.depth}",
+        )
         return result
 
     def _break(self, where: str, plan: StepPlan) -> None:
@@ -178,7 +182,9 @@ class ToyWorker:
         require(admit.row not in self.rows, f"{what}: the row is live")
         require(all(row.rid != admit.rid for row in self.rows.values()), f"{what}: the request has a row")
         require(admit.rid in self.arrivals, f"{what}: unknown request")
-        require(0 <= admit.computed < len(admit.token_ids), f"{what}: {admit.computed} of the tokens computed")
+        require(
+            0 <= admit.computed < len(admit.token_ids), f"{what}: {admit.computed} of the tokens computed"
+        )
         require(0 < admit.prompt_len <= len(admit.token_ids), f"{what}: prompt length {admit.prompt_len}")
         arrival = self.arrivals[admit.rid]
         row = Row(
@@ -196,14 +202,21 @@ class ToyWorker:
         )
         if row.report_from is not None:
             require(1 <= row.report_from < row.prompt_len, f"{what}: prompt logprobs from {row.report_from}")
-            require(row.computed < row.report_from, f"{what}: position {row.report_from} has no logits to report")
+            require(
+                row.computed < row.report_from, f"{what}: position {row.report_from} has no logits to report"
+            )
         self.rows[admit.row] = row
         filled = -(-row.computed // self.page_size)
         require(len(admit.pages) >= filled, f"{what}: {len(admit.pages)} pages for {row.computed} tokens")
         hit = 0 if admit.received else filled  # pages that come from the tree
-        require(all(page in shared for page in admit.pages[:hit]), f"{what}: computed pages that nobody shares")
+        require(
+            all(page in shared for page in admit.pages[:hit]), f"{what}: computed pages that nobody shares"
+        )
         if admit.received:
-            require(admit.received == arrival.received == admit.computed, f"{what}: {admit.received} tokens received")
+            require(
+                admit.received == arrival.received == admit.computed,
+                f"{what}: {admit.received} tokens received",
+            )
         self._attach(row, admit.pages[:hit])
         self._attach_new(row, admit.pages[hit:])
         self._fill(row, hit, what)
@@ -252,9 +265,13 @@ class ToyWorker:
         swapped = change.pages[: have - start]
         for index, page in enumerate(swapped, start):
             old, size = row.table[index], self.page_size
-            require((index + 1) * size <= row.computed, f"{row.rid}: entry {index} swapped while being written")
+            require(
+                (index + 1) * size <= row.computed, f"{row.rid}: entry {index} swapped while being written"
+            )
             require(None not in self.kv[page], f"{row.rid}: entry {index} swapped for an unwritten page")
-            require(self.kv[page] == self.kv[old], f"{row.rid}: entry {index} swapped for a page that differs")
+            require(
+                self.kv[page] == self.kv[old], f"{row.rid}: entry {index} swapped for a page that differs"
+            )
             row.table[index] = page
             self._hold([old], -1)
             self._hold([page], 1)
@@ -267,10 +284,14 @@ class ToyWorker:
         first, base = row.computed, step.q_len - step.num_drafts
         what = f"{row.rid} at {first}+{step.q_len}"
         require(base >= 1 and step.num_drafts >= 0, f"{what}: {base} tokens before {step.num_drafts} drafts")
-        require(step.num_drafts <= len(row.drafts), f"{what}: {step.num_drafts} drafts, {len(row.drafts)} exist")
+        require(
+            step.num_drafts <= len(row.drafts), f"{what}: {step.num_drafts} drafts, {len(row.drafts)} exist"
+        )
         require(first + base <= len(row.tokens), f"{what}: the row has {len(row.tokens)} tokens")
         whole = first + base == len(row.tokens)
-        require(step.samples == whole, f"{what}: samples={step.samples}, the row has {len(row.tokens)} tokens")
+        require(
+            step.samples == whole, f"{what}: samples={step.samples}, the row has {len(row.tokens)} tokens"
+        )
         require(step.samples or step.num_drafts == 0, f"{what}: drafts without sampling")
         end = first + step.q_len
         require(end <= self.max_context, f"{what}: beyond the context of {self.max_context}")

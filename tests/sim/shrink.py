@@ -1,0 +1,77 @@
+"""Makes a failing case smaller while it keeps failing."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from dataclasses import replace
+
+import msgspec
+
+from tests.sim.cases import Case, Submission
+from tests.sim.runner import run_case
+
+
+def shrink(case: Case) -> Case:
+    """The smallest failing case that single changes lead to. Any failure counts, not only the first one."""
+    smaller = True
+    while smaller:
+        smaller = False
+        for candidate in _smaller(case):
+            if _fails(candidate):
+                case, smaller = candidate, True
+                break
+    return case
+
+
+def _fails(case: Case) -> bool:
+    logging.disable(logging.CRITICAL)
+    try:
+        run_case(case)
+    except Exception:
+        return True
+    return False
+
+
+def _smaller(case: Case) -> Iterator[Case]:
+    entries = case.submissions
+    for index in range(len(entries)):
+        if len(entries) > 1:
+            yield replace(case, submissions=entries[:index] + entries[index + 1 :])
+    for change in (
+        {"flush_at": []},
+        {"abort_all_at": None},
+        {"breaks": {}},
+        {"num_drafts": 0},
+        {"needs_host_seq_lens": False},
+    ):
+        changed = replace(case, **change)  # type: ignore[arg-type]
+        if changed != case:
+            yield changed
+    for field, plain in (("depth", 0), ("mix", "always"), ("policy", "fcfs"), ("prefill_wait", False)):
+        config = msgspec.structs.replace(case.scheduler, **{field: plain})
+        if config != case.scheduler:
+            yield replace(case, scheduler=config)
+    for index, entry in enumerate(entries):
+        for changed_entry in _simpler(entry):
+            yield replace(case, submissions=[*entries[:index], changed_entry, *entries[index + 1 :]])
+
+
+def _simpler(entry: Submission) -> Iterator[Submission]:
+    message = entry.message
+    plain = Submission(message, entry.at)
+    for name in ("again", "abort_after", "fails_at", "received"):
+        if getattr(entry, name) != getattr(plain, name):
+            yield replace(entry, **{name: getattr(plain, name)})
+    if message.logprobs is not None:
+        yield replace(entry, message=msgspec.structs.replace(message, logprobs=None))
+    if message.priority:
+        yield replace(entry, message=msgspec.structs.replace(message, priority=0))
+    if entry.at:
+        yield replace(entry, at=entry.at // 2)
+    limit = message.params.max_new_tokens
+    if limit:
+        params = msgspec.structs.replace(message.params, max_new_tokens=limit - 1, min_new_tokens=0)
+        yield replace(entry, message=msgspec.structs.replace(message, params=params))
+    if len(message.token_ids) > 1 and not entry.received and message.logprobs is None:
+        yield replace(entry, message=msgspec.structs.replace(message, token_ids=message.token_ids[:-1]))
