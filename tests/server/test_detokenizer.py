@@ -65,7 +65,7 @@ def test_a_character_comes_whole_with_its_last_byte() -> None:
 
 @given(TEXTS)
 def test_sentencepiece_text_survives(text: str) -> None:
-    text = text.replace("▁", "_")
+    text = text.replace("▁", "_").lstrip(" ")  # this kind adds one space, so a first one is lost
     token_ids = LLAMA_LIKE.encode(text)
     assert LLAMA_LIKE.decode(token_ids) == text == LLAMA_LIKE._backend.decode(token_ids)
     assert "".join(deltas(LLAMA_LIKE, token_ids, at_start=True)) == text
