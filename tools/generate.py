@@ -48,7 +48,8 @@ def first_sentence(docstring: str) -> str:
 
 def command_reference() -> str:
     """What every command answers to --help."""
-    commands = [[command.name] for command in program.COMMANDS] + [["bench", name] for name in BENCHMARKS]
+    commands = [[command.name] for command in program.COMMANDS if command.name != "version"]
+    commands += [["bench", name] for name in BENCHMARKS]
     lines = ["# Commands", "", "Made by `make docs` from the programs' own `--help`.", ""]
     lines += ["```", help_of([]), "```"]
     for words in commands:
