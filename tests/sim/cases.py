@@ -45,6 +45,11 @@ class Case:
     exact: bool = False
 
 
+def fits_context(message: AddRequest, max_context: int) -> bool:
+    prompt, limit = len(message.token_ids), message.params.max_new_tokens or 0
+    return 0 < prompt < max_context and prompt + limit <= max_context
+
+
 def pages_needed(message: AddRequest, page_size: int, max_context: int) -> int:
     """Pages that a request may hold at its longest."""
     limit = message.params.max_new_tokens
@@ -61,9 +66,9 @@ def make_case(seed: int) -> Case:
     num_drafts = rng.choice((0, 0, 1, 2, 3))
     crowded = rng.random() < 0.3  # short prompts, long outputs, few pages, nothing reserved: much preemption
     submissions = _submissions(rng, page_size, max_context, crowded)
-    need = max(
-        pages_needed(item, page_size, max_context) for entry in submissions for item in _messages(entry)
-    )
+    messages = [message for entry in submissions for message in _messages(entry)]
+    fitting = [message for message in messages if fits_context(message, max_context)]
+    need = max((pages_needed(message, page_size, max_context) for message in fitting), default=1)
     max_running = rng.choice((3, 4, 8) if crowded else (1, 2, 3, 4, 8))
     spare = (
         rng.choice((0, 1, need // 2, need))

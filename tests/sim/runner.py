@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from tests.sim.cases import Case, Submission, distinct_prompt_tokens, pages_needed
+from tests.sim.cases import Case, Submission, distinct_prompt_tokens, fits_context, pages_needed
 from tests.sim.toy_lm import EOS_IDS, VOCAB_SIZE, Expected, generate
 from tests.sim.worker import Arrival, ProtocolError, ToyWorker, require
 from trunkline.cache import PrefixCache
@@ -160,8 +160,7 @@ class Simulation:
         rid, config = message.rid, self.case.scheduler
         received = entry.received if message is entry.message else 0
         fits = (
-            len(message.token_ids) < config.max_context
-            and len(message.token_ids) + (message.params.max_new_tokens or 0) <= config.max_context
+            fits_context(message, config.max_context)
             and pages_needed(message, self.case.page_size, config.max_context) <= self.case.num_pages
         )
         duplicate = rid in self.live
