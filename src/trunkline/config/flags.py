@@ -84,10 +84,6 @@ class Args:
     revision: str | None = flag(
         "text", "branch, tag or commit of a hub id", sets="model.revision", group="model"
     )
-    load_format: str = flag(
-        "text", "format of the weight files", default="auto", choices=("auto", "safetensors"),
-        sets="model.load_format", group="model",
-    )  # fmt: skip
     dtype: str = flag(
         "text", "of weights and activations. auto: the checkpoint's own, or float32 on a CPU without "
         "bfloat16 arithmetic", default="auto", choices=DTYPES, sets="model.dtype cache.kv_dtype",

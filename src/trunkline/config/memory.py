@@ -13,10 +13,14 @@ from trunkline.config.schema import DTYPE_BYTES, Device, DType
 if TYPE_CHECKING:
     from trunkline.config.model_spec import ModelSpec
 
-# Resident size of Python, torch and its libraries before any tensor exists, measured with torch 2.13.
-RUNTIME_BYTES: Mapping[Device, int] = {"cpu": 330 << 20, "cuda": 600 << 20}
-# Sampling works on float32 logits: the logits, their log-softmax, a sorted copy and its int64 indices.
-_SAMPLER_BYTES_PER_LOGIT = 4 + 4 + 4 + 8
+# Resident size of the engine's process (230 MiB, with torch 2.13) and the server's (60 MiB) before any tensor
+# exists. On a GPU, its context and the libraries' workspaces count: they are what its memory sees.
+RUNTIME_BYTES: Mapping[Device, int] = {"cpu": 290 << 20, "cuda": 600 << 20}
+# Sampling: float32 logits, a masked and a scaled copy, probabilities, their sum in float64, and flags.
+BYTES_PER_LOGIT = 28
+# Bounds that attention keeps: keys gathered for one call, and mask elements held for a step.
+GATHERED_KEYS = 1 << 14
+KEPT_MASKS = 1 << 24
 
 
 class MemoryItem(msgspec.Struct, frozen=True):
@@ -102,17 +106,26 @@ class Demand:
         )
 
     def working(self) -> tuple[MemoryItem, ...]:
-        """What a step and the rows need, and the libraries."""
-        spec, rows = self.spec, self.max_running
-        per_token = 3 * spec.hidden_size + 3 * spec.intermediate_size
-        per_token += 2 * (spec.num_heads + spec.num_kv_heads) * spec.head_dim
-        activations = self.step_tokens * per_token * DTYPE_BYTES[self.dtype]
-        logits = rows * spec.vocab_size * _SAMPLER_BYTES_PER_LOGIT
-        state = rows * (8 * self.max_context + 4 * spec.vocab_size)
+        """The most that a step holds at once, what the rows keep, and the libraries."""
+        spec, width = self.spec, DTYPE_BYTES[self.dtype]
+        query, kv = spec.num_heads * spec.head_dim, spec.num_kv_heads * spec.head_dim
+        # The block that holds most: the gated product (its halves again in float32) or attention's tiles.
+        mlp = 2 * spec.intermediate_size * (width + 4)
+        attention = (query + 2 * kv) * width + 2 * query * 4
+        token = 2 * spec.hidden_size * width + max(mlp, attention)
+        gathered = max(GATHERED_KEYS, self.max_context) * 2 * kv * (4 if width == 4 else 4 + width)
+        group = spec.num_heads // spec.num_kv_heads
+        masks = 4 * min(KEPT_MASKS, self.step_tokens * group * self.max_context)
+        logits = self.max_running * spec.vocab_size * BYTES_PER_LOGIT
+        rows = self.max_running * 4 * (self.max_context + 1 + -(-self.max_context // self.page_size))
+        rope = self.max_context * 2 * spec.head_dim * 4
         return (
-            MemoryItem("activations", activations, f"{self.step_tokens:,} tokens x {per_token:,} values"),
-            MemoryItem("sampling", logits, f"{rows} rows x {spec.vocab_size:,} logits"),
-            MemoryItem("rows", state, f"{rows} rows: tokens and penalty counts"),
+            MemoryItem(
+                "activations", self.step_tokens * token, f"{self.step_tokens:,} tokens x {show(token)}"
+            ),
+            MemoryItem("attention", gathered + masks, "keys and values gathered for a call, and masks"),
+            MemoryItem("sampling", logits, f"{self.max_running} rows x {spec.vocab_size:,} logits"),
+            MemoryItem("rows", rows + rope, f"tokens and pages of {self.max_running} rows, rotary table"),
             MemoryItem("runtime", RUNTIME_BYTES[self.device], "Python, torch and its libraries"),
         )
 

@@ -24,6 +24,7 @@ ALWAYS_SO: Mapping[str, tuple[tuple[str, ...], str]] = {
     "--disable-custom-all-reduce": (("",), _ONE_DEVICE),
     "--tokenizer-mode": (("auto",), "tokenizer.json is read by the fast tokenizer"),
     "--tokenizer-backend": (("huggingface",), "tokenizer.json is read by the fast tokenizer"),
+    "--load-format": (("auto", "safetensors"), "weights are read from safetensors files"),
     "--model-impl": (("auto",), "models are Trunkline's own"),
     "--kv-cache-dtype": (("auto",), "keys and values are kept in --dtype"),
     "--grammar-backend": (("none",), "structured output is not built yet"),

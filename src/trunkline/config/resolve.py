@@ -97,58 +97,84 @@ def resolve(args: Args, spec: ModelSpec, hardware: Hardware) -> Resolved:
         step_tokens=step_tokens,
     )
     num_pages, plan = size_pool(args, demand, hardware, why)
-    held = num_pages * args.page_size
-    max_context = min(context, held)
-    if max_context < context:
-        why["scheduler.max_context"] = f"what the KV pool holds; the model goes to {context:,}"
-    elif args.context_length is None:
-        why["scheduler.max_context"] = "the model's own limit"
-    if args.max_running_requests is None and max_running > num_pages:
-        max_running = num_pages
-        why["scheduler.max_running"] = "one page for each: the KV pool has no more"
-    if args.random_seed is None:
-        why["model.seed"] = "zero without --random-seed"
-    given = args.model_path
-    if args.served_model_name is None:
-        why["model.served_model_name"] = "the model path as given" if given else "the bundled model"
-    if args.cpu_threads is None:
-        by_user = hardware.threads_wanted
-        why["model.threads"] = "OMP_NUM_THREADS" if by_user else f"{hardware.cores} cores are usable"
-    if given is None:
-        why["model.path"] = "the bundled model"
     config = EngineConfig(
-        model=ModelConfig(
-            path=spec.path,
-            tokenizer_path=args.tokenizer_path or "",
-            dtype=dtype,
-            device=device,
-            threads=args.cpu_threads or hardware.threads_wanted or hardware.cores,
-            served_model_name=args.served_model_name or given or "seedling",
-            weight_version=args.weight_version,
-            revision=args.revision,
-            seed=args.random_seed or 0,
-        ),
+        model=_model(args, demand, hardware, why),
         cache=CacheConfig(
             page_size=args.page_size,
             num_pages=num_pages,
             kv_dtype=dtype,
             prefix_cache=not args.disable_radix_cache,
         ),
-        scheduler=SchedulerConfig(
-            max_running=max_running,
-            step_tokens=step_tokens,
-            max_context=max_context,
-            mix=_mix(args, why),
-            policy="lpm" if args.schedule_policy == "lpm" else "fcfs",
-            conservativeness=args.schedule_conservativeness,
-            max_queued=args.max_queued_requests,
-            depth=_depth(args, device, why),
-            prefill_wait=not args.disable_radix_cache,
+        scheduler=_scheduler(args, demand, num_pages, why),
+        server=ServerConfig(
+            host=args.host,
+            port=args.port,
+            api_key=args.api_key,
+            chat_template=args.chat_template,
+            sampling_defaults="openai" if args.sampling_defaults == "openai" else "model",
+            log_level=args.log_level,  # type: ignore[arg-type]  # the table has checked it
+            watchdog_timeout=args.watchdog_timeout,
         ),
-        server=_server(args),
     )
     check_compatible(config)
-    return Resolved(config, _all_reasons(args, why), plan, tuple(why))
+    derived = tuple(name for name in field_names(config) if not why.get(name, "--").startswith("--"))
+    return Resolved(config, _all_reasons(args, why), plan, derived)
+
+
+def _model(args: Args, demand: Demand, hardware: Hardware, why: dict[str, str]) -> ModelConfig:
+    given = args.model_path
+    if given is None:
+        why["model.path"] = "the bundled model"
+    if args.served_model_name is None:
+        why["model.served_model_name"] = "the model path as given" if given else "the bundled model"
+    if args.random_seed is None:
+        why["model.seed"] = "zero without --random-seed"
+    threads, reason = args.cpu_threads, "--cpu-threads"
+    if threads is None and hardware.threads_wanted is not None:
+        threads, reason = hardware.threads_wanted, "OMP_NUM_THREADS"
+    elif threads is None:
+        threads, reason = hardware.cores, "the cores that this process may use"
+    why["model.threads"] = reason
+    return ModelConfig(
+        path=demand.spec.path,
+        tokenizer_path=args.tokenizer_path or "",
+        dtype=demand.dtype,
+        device=demand.device,
+        threads=threads,
+        served_model_name=args.served_model_name or given or "seedling",
+        weight_version=args.weight_version,
+        revision=args.revision,
+        seed=args.random_seed or 0,
+    )
+
+
+def _scheduler(args: Args, demand: Demand, num_pages: int, why: dict[str, str]) -> SchedulerConfig:
+    """The demand's rows and context, cut to what the pool holds."""
+    running, context = demand.max_running, min(demand.max_context, num_pages * args.page_size)
+    if context < demand.max_context:
+        why["scheduler.max_context"] = f"what the KV pool holds; the model goes to {demand.max_context:,}"
+    elif args.context_length is None:
+        why["scheduler.max_context"] = "the model's own limit"
+    if args.max_running_requests is None and running > num_pages:
+        running = num_pages
+        why["scheduler.max_running"] = "one page for each: the KV pool has no more"
+    return SchedulerConfig(
+        max_running=running,
+        step_tokens=demand.step_tokens,
+        max_context=context,
+        mix=_mix(args, why),
+        policy="lpm" if args.schedule_policy == "lpm" else "fcfs",
+        conservativeness=args.schedule_conservativeness,
+        max_queued=args.max_queued_requests,
+        depth=_depth(args, demand.device, why),
+        prefill_wait=not args.disable_radix_cache,
+    )
+
+
+def field_names(config: EngineConfig) -> list[str]:
+    """Dotted names of all values, such as "cache.page_size"."""
+    groups = ((group, getattr(config, group)) for group in config.__struct_fields__)
+    return [f"{group}.{name}" for group, value in groups for name in value.__struct_fields__]
 
 
 def _device(args: Args, hardware: Hardware, why: dict[str, str]) -> Device:
@@ -268,18 +294,6 @@ def _depth(args: Args, device: Device, why: dict[str, str]) -> int:
         return 1
     why["scheduler.depth"] = "a CPU computes in the same thread: nothing to overlap"
     return 0
-
-
-def _server(args: Args) -> ServerConfig:
-    return ServerConfig(
-        host=args.host,
-        port=args.port,
-        api_key=args.api_key,
-        chat_template=args.chat_template,
-        sampling_defaults="openai" if args.sampling_defaults == "openai" else "model",
-        log_level=args.log_level,  # type: ignore[arg-type]  # the table has checked it
-        watchdog_timeout=args.watchdog_timeout,
-    )
 
 
 def _all_reasons(args: Args, why: dict[str, str]) -> dict[str, str]:
