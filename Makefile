@@ -35,12 +35,13 @@ test-slow: env-dev ## the tests that take minutes
 test-gpu: env-dev ## the tests that need a CUDA device
 	@$(BIN)/python -m pytest -q -m gpu $(ARGS)
 
-check: env-dev ## lint, format, types, house rules, generated docs
-	@$(BIN)/ruff check .
-	@$(BIN)/ruff format --check .
-	@$(BIN)/mypy
-	@$(BIN)/python -m tools.check
-	@$(BIN)/python -m tools.generate --check
+check: env-dev ## lint, format, types, house rules, generated docs: all of them, then the verdict
+	@status=0; \
+	for tool in "ruff check ." "ruff format --check ." mypy "python -m tools.check" "python -m tools.generate --check"; do \
+		echo "== $$tool"; \
+		$(BIN)/$$tool || status=1; \
+	done; \
+	exit $$status
 
 format: env-dev ## apply what `make check` would ask for
 	@$(BIN)/ruff check --fix .
