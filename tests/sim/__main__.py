@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import logging
 import os
 import sys
 import time
@@ -17,7 +16,7 @@ from tqdm import tqdm
 from tests.sim import replay
 from tests.sim.cases import Case, make_case
 from tests.sim.mutations import MUTATIONS, catch
-from tests.sim.runner import describe, run_case
+from tests.sim.runner import describe, run_case, without_logging
 from tests.sim.shrink import shrink
 from trunkline.scheduler.plan import StepPlan
 
@@ -27,14 +26,14 @@ MAX_SHOWN = 5  # failing cases shown in full
 
 def run_chunk(seeds: range) -> tuple[Counter[str], list[tuple[int, str]]]:
     """Counts, and (seed, what was wrong) of failing cases."""
-    logging.disable(logging.CRITICAL)  # the engine logs the faults that cases plant
     counts: Counter[str] = Counter()
     failed = []
     for seed in seeds:
-        try:
-            counts += run_case(make_case(seed))
-        except Exception as error:
-            failed.append((seed, describe(error)))
+        with without_logging():
+            try:
+                counts += run_case(make_case(seed))
+            except Exception as error:
+                failed.append((seed, describe(error)))
     return counts, failed
 
 
@@ -117,7 +116,6 @@ def _plan_line(plan: StepPlan) -> str:
 
 def run_mutations(cases: int) -> int:
     """Table of planted bugs, and what caught them."""
-    logging.disable(logging.CRITICAL)
     missed = 0
     for mutation in MUTATIONS:
         found = catch(mutation, cases)

@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 
 from tests.sim.cases import make_case
-from tests.sim.runner import describe, run_case
+from tests.sim.runner import describe, run_case, without_logging
 from trunkline.cache import PrefixCache
 from trunkline.engine.core import EngineCore
 from trunkline.scheduler import scheduler as scheduler_module
@@ -71,7 +71,8 @@ def catch(mutation: Mutation, cases: int, seed: int = 0) -> tuple[int, str] | No
     with planted(mutation):
         for index in range(cases):
             try:
-                run_case(make_case(seed + index))
+                with without_logging():
+                    run_case(make_case(seed + index))
             except (AttributeError, NameError, TypeError) as error:
                 raise StaleMutation(f"{mutation.name}: {error!r}") from error
             except Exception as error:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import heapq
+import logging
 import traceback
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from tests.sim.cases import Case, Submission, distinct_prompt_tokens, fits_context, pages_needed
@@ -332,6 +334,17 @@ def run_case(case: Case, trace: Callable[[StepPlan], None] | None = None) -> Cou
         return Simulation(case, trace).run()
     except ProtocolError as error:
         raise SimulationError(f"protocol: {error}") from error
+
+
+@contextmanager
+def without_logging() -> Iterator[None]:
+    """The engine logs the faults that cases plant."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logging.disable(before)
 
 
 def describe(error: Exception) -> str:

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator
 from dataclasses import replace
 
 import msgspec
 
 from tests.sim.cases import Case, Submission
-from tests.sim.runner import run_case
+from tests.sim.runner import run_case, without_logging
 
 
 def shrink(case: Case) -> Case:
-    """The smallest failing case that single changes lead to. Any failure counts, not only the first one."""
+    """The smallest failing case that single changes lead to. Any failure of
+    the engine counts, not only the first one."""
     smaller = True
     while smaller:
         smaller = False
@@ -25,11 +25,11 @@ def shrink(case: Case) -> Case:
 
 
 def _fails(case: Case) -> bool:
-    logging.disable(logging.CRITICAL)
-    try:
-        run_case(case)
-    except Exception:
-        return True
+    with without_logging():
+        try:
+            run_case(case)
+        except Exception:
+            return True
     return False
 
 
@@ -48,6 +48,8 @@ def _smaller(case: Case) -> Iterator[Case]:
         changed = replace(case, **change)  # type: ignore[arg-type]
         if changed != case:
             yield changed
+    if case.num_pages > 1:
+        yield replace(case, num_pages=case.num_pages - 1)
     for field, plain in (("depth", 0), ("mix", "always"), ("policy", "fcfs"), ("prefill_wait", False)):
         config = msgspec.structs.replace(case.scheduler, **{field: plain})
         if config != case.scheduler:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-
 import pytest
 
 from tests.sim.cases import make_case
@@ -13,12 +11,6 @@ from trunkline.cache import PrefixCache
 from trunkline.scheduler.scheduler import Scheduler
 
 MOST_CASES = 1500  # most bugs show within 50
-
-
-@pytest.fixture(autouse=True)
-def _quiet(caplog: pytest.LogCaptureFixture) -> None:
-    """Cases plant faults, which the engine logs."""
-    caplog.set_level(logging.CRITICAL)
 
 
 @pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: mutation.name)

@@ -201,13 +201,13 @@ class TestWorkerRefuses:
 
 
 def test_a_failing_case_shrinks() -> None:
-    """With a bug in preemption, what is left is about as small as can preempt at all."""
+    """With a bug in preemption, what is left is the few requests that it takes to preempt one."""
     bug = next(mutation for mutation in MUTATIONS if mutation.name == "preempted_keeps_computed")
     with planted(bug):
-        seed = next(seed for seed in range(100) if run_chunk(range(seed, seed + 1))[1])
-        case = make_case(seed)
+        failing = (make_case(seed) for seed, _ in run_chunk(range(60))[1])
+        case = next(case for case in failing if len(case.submissions) >= 5)
         smaller = shrink(case)
-    assert len(case.submissions) > len(smaller.submissions) == 2
+    assert 2 <= len(smaller.submissions) <= 3
     assert smaller.scheduler.depth == 0 and smaller.num_drafts == 0 and not smaller.breaks
 
 
