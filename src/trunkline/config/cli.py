@@ -21,7 +21,7 @@ T = TypeVar("T")
 
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?", re.IGNORECASE)
 _WIDTH = 100  # columns of the help text
-_WANTED = {"int": "a whole number", "float": "a number", "size": "a size such as 4GiB or 500MB"}
+_WANTED: Mapping[str, str] = {"int": "a whole number", "float": "a number", "size": "a size such as 4GiB or 500MB"}
 
 
 def argv() -> list[str]:

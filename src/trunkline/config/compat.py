@@ -56,6 +56,7 @@ FEATURES: tuple[Feature, ...] = (
     ),
     Feature("scheduling", "preemption", "when the pool is full", axis="pool", values=("ample", "tight")),
     Feature("scheduling", "policies", "--schedule-policy", axis="policy", values=("fcfs", "lpm")),
+    Feature("scheduling", "priorities", "priority"),
     Feature("scheduling", "abort in every phase", "disconnect, /abort_request"),
     Feature("request", "streaming", "stream"),
     Feature("request", "log-probabilities of outputs", "logprobs"),
@@ -65,6 +66,7 @@ FEATURES: tuple[Feature, ...] = (
     Feature("request", "temperature, top-p, top-k, min-p", "sampling parameters"),
     Feature("request", "penalties and logit bias", "sampling parameters"),
     Feature("request", "stop strings and stop tokens", "stop, stop_token_ids"),
+    Feature("request", "tool calls", "tools, tool_choice auto or none"),
     Feature("model", "Llama 2 and 3 with rope scaling", "config.json"),
     Feature("model", "Mistral with sliding window", "config.json"),
     Feature("model", "Qwen2, Qwen2.5", "config.json"),
@@ -73,11 +75,10 @@ FEATURES: tuple[Feature, ...] = (
     Feature("compute", "CPU", "--device cpu"),
     Feature("compute", "NVIDIA GPU", "--device cuda"),
     Feature("request", "structured output", "response_format", "planned"),
-    Feature("request", "tool calls and reasoning parsers", "tools", "planned"),
+    Feature("request", "tool_choice required or named", "tool_choice", "planned"),
     Feature("request", "LoRA adapters", "lora_path", "planned"),
     Feature("request", "images", "image_url", "planned"),
     Feature("scheduling", "speculative decoding", "--speculative-algorithm", "planned"),
-    Feature("scheduling", "priorities", "priority", "planned"),
     Feature("cache", "host and disk tiers", "--enable-hierarchical-cache", "planned"),
     Feature("model", "mixture of experts", "config.json", "planned"),
     Feature("compute", "quantised weights", "--quantization", "planned"),
@@ -189,3 +190,7 @@ def _new_pairs(missing: Mapping[Pair, None], names: list[str], row: Mapping[str,
     """Pairs of `row` that no earlier row has."""
     chosen = [(name, row[name]) for name in names if name in row]
     return [pair for pair in combinations(chosen, 2) if pair in missing]
+
+
+if __name__ == "__main__":
+    print(capability_table_markdown(), end="")

@@ -103,9 +103,12 @@ def _too_big(
         helps.append((need - room, "a larger --mem-fraction-static"))
     advice = "; ".join(text for saving, text in sorted(helps, reverse=True)[:3] if saving > 0)
     parts = ", ".join(f"{item.name} {show(item.bytes)}" for item in plan.items if item.bytes)
+    there = f"{show(plan.available)} is available"
+    if args.mem_fraction_static is not None:
+        there += f" and weights and KV pool may take {args.mem_fraction_static:g} of {show(plan.total)}"
     return RequestError(
-        f"too little memory: {parts}, and {show(need)} for the KV pool; {show(plan.available)} is available, "
-        f"{show(need - room)} short. What helps: {advice}; or a smaller model",
+        f"too little memory: {parts}, and {show(need)} for the KV pool; {there}: {show(need - room)} short. "
+        f"What helps: {advice}; or a smaller model",
         code="too_little_memory",
         param="--max-total-tokens" if sized else "--model-path",
     )

@@ -299,7 +299,7 @@ def _depth(args: Args, device: Device, why: dict[str, str]) -> int:
 def _all_reasons(args: Args, why: dict[str, str]) -> dict[str, str]:
     """A reason for every field (derived, given or default) and for each accepted flag of the reference."""
     defaults = {f.name: f.default for f in fields(Args)}
-    reasons: dict[str, str] = {}
+    reasons = {"model.load_format": ALWAYS_SO["--load-format"][1]}
     for attribute, meta in flags_of(Args).items():
         given = getattr(args, attribute) != defaults[attribute]
         for field in meta.sets:
