@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from trunkline.kernels.ref.attention import attention, plan_attention
+from trunkline.kernels.ref.paged_attention import attention, plan_attention
 from trunkline.kernels.ref.dense import (
     embedding,
     linear,

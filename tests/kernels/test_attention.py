@@ -1,0 +1,158 @@
+"""Paged attention against a float64 oracle, and to the bit against itself under every way to batch it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from trunkline.kernels import ref
+from trunkline.kernels.ops import PagedShape
+
+# (query heads, kv heads, head size): one kv head, odd groups, many heads, odd sizes
+HEADS = [(4, 2, 64), (7, 1, 16), (6, 6, 10), (8, 1, 32), (14, 2, 64), (1, 1, 8), (9, 3, 40)]
+
+
+@pytest.fixture(params=[1, 2], ids=["1 thread", "2 threads"])
+def threads(request: pytest.FixtureRequest) -> Iterator[int]:
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(1)
+
+
+@dataclass
+class Pool:
+    """A KV pool whose unused slots are poisoned, and random page tables into it."""
+
+    heads: tuple[int, int, int]
+    page_size: int
+    num_pages: int
+    seed: int = 0
+    data: Tensor = field(init=False)
+    free: list[int] = field(init=False)
+
+    def __post_init__(self) -> None:
+        query, kv, dim = self.heads
+        self.shape = PagedShape(query, kv, dim, self.page_size, self.page_size * self.num_pages)
+        self.data = torch.full((self.shape.num_slots + 1, 2, kv, dim), float("nan"))
+        self.data[-1] = 0
+        self.free = np.random.default_rng(self.seed).permutation(self.num_pages).tolist()
+
+    def place(self, kv: Tensor) -> list[int]:
+        """Write the KV [n, 2, K, D] of positions 0.. to pages of its own; returns the pages."""
+        pages = [self.free.pop() for _ in range(-(-len(kv) // self.page_size))]
+        positions = torch.arange(len(kv))
+        slots = torch.tensor(pages)[positions // self.page_size] * self.page_size + positions % self.page_size
+        ref.store_kv(self.data, slots, kv)
+        return pages
+
+
+def attend(pool: Pool, window: int | None, parts: list[tuple[Tensor, int, list[int]]]) -> list[Tensor]:
+    """One call for several requests: each (q of its last tokens, KV length, pages)."""
+    q_start = torch.tensor(np.cumsum([0, *(len(q) for q, _, _ in parts)]), dtype=torch.int32)
+    lengths = torch.tensor([length for _, length, _ in parts], dtype=torch.int32)
+    table = torch.zeros(len(parts), max(len(pages) for _, _, pages in parts), dtype=torch.int32)
+    for row, (_, _, pages) in enumerate(parts):
+        table[row, : len(pages)] = torch.tensor(pages)
+    plan = ref.plan_attention(q_start, lengths, table, window, pool.shape)
+    out = ref.attention(torch.cat([q for q, _, _ in parts]), pool.data, plan)
+    return list(out.split([len(q) for q, _, _ in parts]))
+
+
+def oracle(q: Tensor, kv: Tensor, first: int, window: int | None) -> Tensor:
+    """Attention of queries at positions first.. over kv, in float64, the obvious way."""
+    group = q.shape[1] // kv.shape[2]
+    keys, values = (kv[:, i].double().repeat_interleave(group, 1) for i in (0, 1))
+    scores = torch.einsum("qhd,khd->hqk", q.double(), keys) * q.shape[-1] ** -0.5
+    query, key = torch.arange(first, first + len(q))[:, None], torch.arange(len(kv))
+    hidden = key > query
+    if window is not None:
+        hidden |= key <= query - window
+    return torch.einsum("hqk,khd->qhd", scores.masked_fill(hidden, float("-inf")).softmax(-1), values)
+
+
+def sequence(heads: tuple[int, int, int], length: int, seed: int) -> tuple[Tensor, Tensor]:
+    torch.manual_seed(seed)
+    query, kv, dim = heads
+    return torch.randn(length, query, dim) * 2, torch.randn(length, 2, kv, dim)
+
+
+@pytest.mark.parametrize("heads", HEADS, ids=str)
+@pytest.mark.parametrize("window", [None, 1, 40, 700])
+def test_equals_the_oracle(heads: tuple[int, int, int], window: int | None) -> None:
+    pool = Pool(heads, page_size=4, num_pages=700)
+    parts, expected = [], []
+    for seed, (length, q_len) in enumerate([(1, 1), (130, 130), (1300, 75), (513, 1), (127, 3), (640, 131)]):
+        q, kv = sequence(heads, length, seed)
+        parts.append((q[-q_len:], length, pool.place(kv)))
+        expected.append(oracle(q[-q_len:], kv, length - q_len, window))
+    for found, wanted in zip(attend(pool, window, parts), expected, strict=True):
+        assert float((found.double() - wanted).norm() / wanted.norm()) < 2e-6
+
+
+@pytest.mark.parametrize("heads", HEADS, ids=str)
+@pytest.mark.parametrize("window", [None, 200])
+def test_no_batch_chunk_page_or_thread_changes_a_bit(
+    heads: tuple[int, int, int], window: int | None, threads: int
+) -> None:
+    length = 1100
+    q, kv = sequence(heads, length, 5)
+    torch.set_num_threads(1)
+    reference = Pool(heads, page_size=16, num_pages=80)
+    (whole,) = attend(reference, window, [(q, length, reference.place(kv))])
+    torch.set_num_threads(threads)
+    rng = np.random.default_rng(7)
+    for page_size in (1, 12):
+        pool = Pool(heads, page_size, num_pages=5000 // page_size, seed=page_size)
+        pages = pool.place(kv)
+        others = []
+        for seed, (other_len, q_len) in enumerate([(900, 1), (40, 40), (520, 2)]):
+            other_q, other_kv = sequence(heads, other_len, seed)
+            others.append((other_q[-q_len:], other_len, pool.place(other_kv)))
+        done = 0
+        while done < length:
+            size = min(int(rng.choice([1, 1, 2, 3, 7, 64, 300])), length - done)
+            mine = (q[done : done + size], done + size, pages)
+            parts = [mine, *others[: int(rng.integers(0, 4))]]
+            at = int(rng.integers(0, len(parts)))
+            parts[0], parts[at] = parts[at], parts[0]
+            assert torch.equal(attend(pool, window, parts)[at], whole[done : done + size]), (done, size)
+            done += size
+
+
+def test_many_decoding_requests_equal_each_alone(threads: int) -> None:
+    heads = (4, 2, 32)
+    pool = Pool(heads, page_size=8, num_pages=4000)
+    parts = []
+    for seed, length in enumerate([3, 128, 129, 500, 512, 513, 1025, 2048, *range(600, 640)]):
+        q, kv = sequence(heads, length, seed)
+        parts.append((q[-1:], length, pool.place(kv)))
+    together = attend(pool, None, parts)
+    for part, found in zip(parts, together, strict=True):
+        assert torch.equal(attend(pool, None, [part])[0], found)
+
+
+def test_masks_that_are_not_kept_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    heads = (4, 2, 16)
+    pool = Pool(heads, page_size=16, num_pages=100)
+    q, kv = sequence(heads, 1200, 3)
+    part = (q, 1200, pool.place(kv))
+    (kept,) = attend(pool, 300, [part])
+    monkeypatch.setattr("trunkline.kernels.ref.paged_attention._KEPT_MASKS", 0)
+    monkeypatch.setattr("trunkline.kernels.ref.paged_attention._CALL_MASK", 1 << 14)
+    assert torch.equal(attend(pool, 300, [part])[0], kept)
+
+
+def test_a_poisoned_request_spoils_only_itself() -> None:
+    heads = (4, 2, 16)
+    pool = Pool(heads, page_size=4, num_pages=100)
+    q, kv = sequence(heads, 100, 1)
+    bad = kv.clone()
+    bad[50, 1, 0, 0] = float("nan")
+    good, spoiled = attend(pool, None, [(q[-1:], 100, pool.place(kv)), (q[-1:], 100, pool.place(bad))])
+    assert good.isfinite().all()
+    assert not spoiled.isfinite().all()
