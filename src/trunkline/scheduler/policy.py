@@ -53,14 +53,14 @@ class GrowthEstimate:
 
     def tokens(self, request: Request) -> int:
         """Output tokens that `request` is expected to add, pending ones included."""
-        return int(min(request.max_new_tokens - request.num_output, self.CLIP) * self.ratio)
+        return int(min(request.max_tokens - len(request.tokens), self.CLIP) * self.ratio)
 
     def stepped(self) -> None:
         self.ratio = max(self._floor, self.ratio - self._decay)
 
     def preempted(self, running: Sequence[Request]) -> None:
         used = sum(request.num_output + self.HORIZON for request in running)
-        asked = sum(request.max_new_tokens for request in running)
+        asked = sum(request.max_tokens - request.prompt_len for request in running)
         self.ratio = min(1.0, max(self.ratio, used / max(1, asked)))
 
     def idle(self) -> None:

@@ -20,9 +20,11 @@ class Request:
 
     message: AddRequest
     arrival: int  # order of arrival; a preempted request keeps its place
-    max_new_tokens: int
+    max_tokens: int  # prompt and output together
+    stops: frozenset[int]  # tokens that end it
     received: int  # tokens whose KV comes from another instance
     claims: list[int]  # fingerprints of its prompt's blocks, see scheduler.claims
+    prompt_len: int = field(init=False)
     tokens: list[int] = field(init=False)
     pending: int = 0
     computed: int = 0
@@ -39,14 +41,11 @@ class Request:
 
     def __post_init__(self) -> None:
         self.tokens = list(self.message.token_ids)
+        self.prompt_len = len(self.tokens)
 
     @property
     def rid(self) -> str:
         return self.message.rid
-
-    @property
-    def prompt_len(self) -> int:
-        return len(self.message.token_ids)
 
     @property
     def num_output(self) -> int:
@@ -60,7 +59,7 @@ class Request:
     @property
     def remaining(self) -> int:
         """Output tokens that nothing has promised yet."""
-        return self.max_new_tokens - self.num_output - self.pending
+        return self.max_tokens - len(self.tokens) - self.pending
 
     @property
     def next_prompt_logprob(self) -> int | None:

@@ -107,7 +107,11 @@ class Scheduler:
             if self._waits_for_prefixes
             else []
         )
-        request = Request(message, self._arrivals, limit, received, claims)
+        stops = frozenset(message.params.stop_token_ids)
+        if not message.params.ignore_eos:
+            stops |= self._eos
+        length = len(message.token_ids) + limit
+        request = Request(message, self._arrivals, length, stops, received, claims)
         self._arrivals += 1
         self._requests[message.rid] = request
         self._enqueue(request)
@@ -190,11 +194,10 @@ class Scheduler:
 
     def _fit(self, request: Request, budget: int) -> tuple[int, int]:
         """(q_len, drafts of it) that the request can run now; q_len 0 for nothing."""
-        base = request.base
-        if request.pending and request.remaining <= 0:
+        base, remaining = request.base, request.remaining
+        if request.pending and remaining <= 0:
             return 0, 0  # what is in flight may complete it
-        drafts = min(request.drafts, max(0, request.remaining - 1))
-        q_len = min(base + drafts, budget)
+        q_len = min(base + min(request.drafts, max(0, remaining - 1)), budget)
         for constraint in self._constraints:
             q_len = constraint.limit(request, q_len)
         return q_len, max(0, q_len - base)
@@ -203,10 +206,11 @@ class Scheduler:
         lease = request.lease
         assert lease is not None
         start = len(lease.pages)
+        if num_tokens <= start * self.cache.page_size:
+            return True
         if not self.cache.grow(lease, num_tokens):
             return False
-        if len(lease.pages) > start:
-            self._new_pages.append(PagesAt(request.row, start, lease.pages[start:]))
+        self._new_pages.append(PagesAt(request.row, start, lease.pages[start:]))
         return True
 
     def _commit(self, chosen: dict[Request, tuple[int, int]]) -> StepPlan:
@@ -376,19 +380,23 @@ class Scheduler:
             return [self._finish(request, result.token_ids[:kept], reason, result)]
         return [self._output(request, result.token_ids[:kept], None, result)]
 
-    def _until_end(self, request: Request, token_ids: list[int]) -> tuple[int, FinishReason | None]:
+    @staticmethod
+    def _until_end(request: Request, token_ids: list[int]) -> tuple[int, FinishReason | None]:
         """How many of the new tokens count, and why the request ends with the last of them, if it does."""
-        params, room = request.message.params, request.max_new_tokens - request.num_output
+        room = request.max_tokens - len(request.tokens)
         for index, token in enumerate(token_ids[:room], start=1):
-            if token in params.stop_token_ids or (token in self._eos and not params.ignore_eos):
+            if token in request.stops:
                 return index, FinishReason("stop", matched=token)
         if len(token_ids) >= room and token_ids:
             return room, FinishReason("length")
         return len(token_ids), None
 
     def _publish(self, request: Request) -> None:
+        """Share the pages that have become full."""
         lease, settled = request.lease, min(request.settled, len(request.tokens) - 1)
         assert lease is not None
+        if settled < (lease.num_shared + 1) * self.cache.page_size:
+            return
         swap = self.cache.publish(lease, request.tokens, settled)
         if swap is not None:
             self._new_pages.append(PagesAt(request.row, swap.start, swap.pages))
