@@ -208,8 +208,8 @@ def _keeps_growth(original: Any, self: Scheduler, request: Request) -> None:
     self._new_pages = growth
 
 
-def _stops_at_last(original: Any, self: Scheduler, request: Request, token_ids: list[int]) -> Any:
-    kept, reason = original(self, request, token_ids)
+def _stops_at_last(original: Any, request: Request, token_ids: list[int]) -> Any:
+    kept, reason = original(request, token_ids)
     return (len(token_ids), reason) if reason is not None and reason.kind == "stop" else (kept, reason)
 
 
