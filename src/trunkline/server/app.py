@@ -62,6 +62,7 @@ async def _serve(config: EngineConfig, listener: socket.socket, started: float) 
                 lifespan="off",
                 ws="none",
                 log_config=None,
+                log_level="warning",
                 access_log=False,
                 server_header=False,
                 timeout_keep_alive=KEEP_ALIVE,
