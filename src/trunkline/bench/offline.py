@@ -15,7 +15,7 @@ import msgspec
 
 from trunkline.bench.report import Number, peak_rss_bytes, random_prompts, rate, show, spread
 from trunkline.config.cli import help_text, parse, wants_help
-from trunkline.config.flags import Args, flag
+from trunkline.config.flags import Args, again, flag
 from trunkline.config.resolve import Resolved, load_config
 from trunkline.engine.client import EngineClient
 from trunkline.messages import AddRequest, Stats
@@ -38,7 +38,7 @@ class Options(Args):
     seed: int = flag("int", "of the prompts", default=0, low=0, group="workload")
     warmup: int = flag("int", "requests run before, not counted", default=1, low=0, group="workload")
     json: bool = flag("bool", "print one line of JSON", group="workload")
-    log_level: str = "error"
+    log_level: str = again(Args, "log_level", "error")
 
 
 @dataclass

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import resource
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import trunkline
 
@@ -50,9 +52,24 @@ def rate(count: float, seconds: float) -> float | None:
 
 
 def peak_rss_bytes() -> int:
-    """Largest resident size of this process so far, or of an ended child if that is larger."""
-    kib = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-    return kib * 1024
+    """Largest resident size of this process so far."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def peak_rss_of_tree(pid: int) -> int:
+    """Largest resident sizes of a process and its children, added up (shared pages count more than once)."""
+    import psutil  # type: ignore[import-untyped]
+
+    root = psutil.Process(pid)
+    total = 0
+    for process in (root, *root.children(recursive=True)):
+        try:
+            status = Path(f"/proc/{process.pid}/status").read_text()
+        except OSError:
+            continue  # it has just ended
+        peak = re.search(r"VmHWM:\s+(\d+) kB", status)
+        total += int(peak.group(1)) * 1024 if peak else 0
+    return total
 
 
 def show(result: dict[str, object], *, as_json: bool) -> None:

@@ -18,10 +18,10 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field, fields
 
-from trunkline.bench.report import peak_rss_bytes, random_prompts, rate, show, spread
+from trunkline.bench.report import peak_rss_of_tree, random_prompts, rate, show, spread
 from trunkline.bench.sse import HttpError, events, fetch
 from trunkline.config.cli import help_text, parse, wants_help
-from trunkline.config.flags import Args, flag, flags_of, spelling
+from trunkline.config.flags import Args, again, flag, flags_of, spelling
 from trunkline.types import RequestError
 
 ABOUT = (
@@ -49,7 +49,7 @@ class Options(Args):
     vocabulary: int = flag("int", "token ids are drawn below this", default=512, low=2, group="workload")
     seed: int = flag("int", "of prompts and arrivals", default=0, low=0, group="workload")
     json: bool = flag("bool", "print one line of JSON", group="workload")
-    log_level: str = "warning"
+    log_level: str = again(Args, "log_level", "warning")
 
 
 @dataclass
@@ -77,12 +77,13 @@ def run(words: list[str]) -> int:
 
 async def _run(options: Options) -> dict[str, object]:
     if options.url is not None:
-        return await measure(options, options.url.rstrip("/"), 0.0)
-    async with started_server(options) as (url, load_s):
-        return await measure(options, url, load_s)
+        return await measure(options, options.url.rstrip("/"))
+    async with started_server(options) as (url, pid, load_s):
+        result = await measure(options, url)
+        return {**result, "load_s": round(load_s, 3), "peak_rss_bytes": peak_rss_of_tree(pid)}
 
 
-async def measure(options: Options, url: str, load_s: float) -> dict[str, object]:
+async def measure(options: Options, url: str) -> dict[str, object]:
     """Drive the load. Failed requests are counted, and the first failure is told."""
     headers = {"Authorization": f"Bearer {options.api_key}"} if options.api_key else {}
     try:
@@ -113,9 +114,9 @@ async def measure(options: Options, url: str, load_s: float) -> dict[str, object
     return {
         "bench": "serving",
         "model": model,
-        "load_s": round(load_s, 3),
+        "load_s": None,
         **summary(samples, time.perf_counter() - start),
-        "peak_rss_bytes": peak_rss_bytes(),
+        "peak_rss_bytes": None,
         "num_prompts": options.num_prompts,
         "input_len": options.input_len,
         "output_len": options.output_len,
@@ -201,8 +202,9 @@ def summary(samples: Sequence[Sample], total: float) -> dict[str, object]:
 
 
 @asynccontextmanager
-async def started_server(options: Options) -> AsyncIterator[tuple[str, float]]:
-    """A `trunkline serve` of our own on a free port. Yields its URL and the seconds until it answered."""
+async def started_server(options: Options) -> AsyncIterator[tuple[str, int, float]]:
+    """A `trunkline serve` of our own on a free port. Yields its URL, its process and the seconds until it
+    answered."""
     port = options.port if options.port != Args.port else free_port(options.host)
     command = [sys.executable, "-m", "trunkline.launch_server", *server_words(options), "--port", str(port)]
     started = time.perf_counter()
@@ -215,7 +217,7 @@ async def started_server(options: Options) -> AsyncIterator[tuple[str, float]]:
             if time.perf_counter() - started > START_TIMEOUT:
                 raise RequestError(f"the server did not answer in {START_TIMEOUT:.0f} s", code="no_server")
             await asyncio.sleep(0.05)
-        yield url, time.perf_counter() - started
+        yield url, server.pid, time.perf_counter() - started
     finally:
         server.terminate()
         try:

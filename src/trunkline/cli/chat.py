@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from trunkline.bench.sse import HttpError, events, fetch
 from trunkline.config.cli import help_text, parse, wants_help
-from trunkline.config.flags import Args, flag
+from trunkline.config.flags import Args, again, flag
 from trunkline.types import RequestError
 
 ABOUT = (
@@ -39,7 +39,7 @@ class Options(Args):
     max_tokens: int | None = flag(
         "int", "most tokens of a reply. Default: what the context holds", low=1, group="chat"
     )
-    log_level: str = "error"
+    log_level: str = again(Args, "log_level", "error")
 
 
 class Talker(Protocol):

@@ -61,6 +61,11 @@ def flags_of(table: type) -> Mapping[str, Flag]:
     return {f.name: f.metadata["flag"] for f in dataclasses.fields(table) if "flag" in f.metadata}
 
 
+def again(table: type, attribute: str, default: Value) -> Any:
+    """The flag of another table, with another default."""
+    return dataclasses.field(default=default, metadata={"flag": flags_of(table)[attribute]})
+
+
 def spelling(attribute: str) -> str:
     """`page_size` -> `--page-size`."""
     return "--" + attribute.replace("_", "-")

@@ -188,7 +188,7 @@ _REFUSED: Mapping[str, str] = {
     "structured output is not built yet": """
         --constrained-json-whitespace-pattern --constrained-json-disable-any-whitespace
         --constrained-json-max-whitespace-cnt --disable-outlines-disk-cache""",
-    "tool-call and reasoning parsers are not built yet": """
+    "choosing a tool-call or reasoning parser is not built yet; drop the flag": """
         --reasoning-parser --tool-call-parser --tool-server --default-chat-template-kwargs
         --strip-thinking-cache --enable-strict-thinking""",
     "there is one implementation of each operation for each device; choosing a kernel is not built yet": """
