@@ -256,7 +256,7 @@ async def test_parameters_reach_the_core(http: httpx.AsyncClient, client: FakeCl
     assert (add.rid, add.priority, add.cache_key.salt, add.cache_key.weight_version) == (
         "mine",
         3,
-        "e\0s",
+        '["e", "s"]',
         "v7",
     )
 

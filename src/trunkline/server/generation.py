@@ -61,10 +61,11 @@ async def _run(call: Call, frontend: Frontend, metrics: Metrics) -> AsyncGenerat
 
 
 def _renamed(error: RequestError, call: Call) -> RequestError:
-    name = call.names.get(error.param or "")
+    param = error.param or ""
+    name = call.names.get(param)
     if name is None:
         return error
-    message = error.message.replace(error.param or "", name)
+    message = error.message.replace(param, name) if "_" in param else error.message  # not the word "prompt"
     return RequestError(message, code=error.code, param=name, status=error.status)
 
 
