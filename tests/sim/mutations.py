@@ -92,6 +92,10 @@ def _any_key(original: Any, self: PrefixCache, key: CacheKey, *args: Any) -> Any
     return original(self, CacheKey(), *args)
 
 
+def _publish_less(original: Any, self: PrefixCache, lease: Any, tokens: list[int], num_tokens: int) -> Any:
+    return original(self, lease, tokens, max(0, num_tokens - self.page_size))
+
+
 def _first_page_decides(
     original: Any, self: PrefixCache, node: Any, tokens: list[int], at: int, limit: int
 ) -> int:
@@ -289,6 +293,12 @@ MUTATIONS = (
         "a page that is not full is shared",
         ((PrefixCache, "publish"),),
         _publish_up_to(lambda cache: cache.page_size - 1),
+    ),
+    Mutation(
+        "last_page_not_published",
+        "the last full page is not shared",
+        ((PrefixCache, "publish"),),
+        _publish_less,
     ),
     Mutation(
         "publish_in_flight",

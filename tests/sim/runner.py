@@ -17,6 +17,7 @@ from trunkline.cache import PrefixCache
 from trunkline.engine.core import EngineCore
 from trunkline.messages import Abort, AddRequest, FlushCache, FlushDone, FromCore, Outputs, TokensOut
 from trunkline.scheduler.plan import PagesAt, StepPlan
+from trunkline.scheduler.policy import MAX_BYPASSED
 from trunkline.scheduler.request import Request
 from trunkline.scheduler.scheduler import Scheduler
 from trunkline.types import RequestError, TokenLogprobs
@@ -48,6 +49,16 @@ class Stream:
     retractions: int = 0
 
 
+@dataclass(frozen=True)
+class AtMost:
+    """A feature's constraint, as the scheduler takes them."""
+
+    most: int
+
+    def limit(self, request: Request, q_len: int) -> int:
+        return min(q_len, self.most)
+
+
 def shared_pages(cache: PrefixCache) -> set[int]:
     """Pages that the prefix tree holds."""
     found: set[int] = set()
@@ -66,7 +77,12 @@ class Simulation:
         self.case = case
         self.cache = PrefixCache(case.num_pages, case.page_size, enabled=case.prefix_cache)
         self.scheduler = Scheduler(
-            case.scheduler, self.cache, EOS_IDS, VOCAB_SIZE, num_drafts=case.num_drafts
+            case.scheduler,
+            self.cache,
+            EOS_IDS,
+            VOCAB_SIZE,
+            num_drafts=case.num_drafts,
+            constraints=() if case.most_at_once is None else (AtMost(case.most_at_once),),
         )
         self.arrivals: dict[str, Arrival] = {}
         self.worker = ToyWorker(
@@ -117,6 +133,7 @@ class Simulation:
         for out in outputs:
             self._take(out)
         self.scheduler.check()
+        expect(len(self.cache._leases) == self.scheduler.num_running, "leases without a running request")
         runs = outputs or self.worker.ran_rows or self.worker.in_flight
         self._idle = 0 if runs or not self.core.has_work else self._idle + 1
         expect(self._idle < 3, "livelock: there is work, but nothing runs")
@@ -130,15 +147,12 @@ class Simulation:
         self.counts["drafts"] += sum(row.num_drafts for row in plan.rows)
         config = self.case.scheduler
         if plan.admits and config.policy == "fcfs" and not config.prefill_wait:
-            place = {
-                request.rid: (-request.message.priority, request.arrival) for request in self._requests()
-            }
-            last = max(place[admit.rid] for admit in plan.admits)
+            requests = self.scheduler._requests
+            place = {rid: (-request.message.priority, request.arrival) for rid, request in requests.items()}
+            in_turn = [admit.rid for admit in plan.admits if requests[admit.rid].bypassed < MAX_BYPASSED]
+            last = max((place[rid] for rid in in_turn), default=(-(1 << 30), 0))
             passed = [request.rid for request in self.scheduler._waiting if place[request.rid] < last]
             require(not passed, f"first come, first served: {passed} were passed over")
-
-    def _requests(self) -> list[Request]:
-        return list(self.scheduler._requests.values())
 
     def _is_growth(self, entry: PagesAt) -> bool:
         row = self.worker.rows.get(entry.row)
@@ -155,7 +169,7 @@ class Simulation:
             for message in (entry.message, entry.again)
             if message is not None
         )
-        return 100 + 4 * work
+        return 50 + work
 
     # ------------------------------------------------------------------ what clients do
     def submit(self, entry: Submission, message: AddRequest) -> None:
@@ -165,11 +179,11 @@ class Simulation:
             fits_context(message, config.max_context)
             and pages_needed(message, self.case.page_size, config.max_context) <= self.case.num_pages
         )
-        duplicate = rid in self.live
+        duplicate, full = rid in self.live, self.scheduler.num_waiting >= config.max_queued
         before = self.arrivals.get(rid)
         self.arrivals[rid] = Arrival(message.cache_key, received, entry.fails_at)
         refused = self._add(message, received)
-        if not fits or duplicate:
+        if not fits or duplicate or full:
             expect(refused, f"{rid} should have been refused")
             self.counts["refused"] += 1
             if before is not None:
@@ -178,7 +192,8 @@ class Simulation:
         expect(not refused, f"{rid} was refused")
         self.counts["requests"] += 1
         self.counts["received"] += received > 0
-        self.live[rid] = Stream(entry, message, generate(message, config.max_context), received)
+        longest = min(config.max_context, self.case.num_pages * self.case.page_size)
+        self.live[rid] = Stream(entry, message, generate(message, longest), received)
         if entry.abort_after is not None and message is entry.message:
             self._at(self._steps + entry.abort_after, lambda: self.abort(entry))
 
@@ -268,6 +283,11 @@ class Simulation:
         self.counts["finished"] += 1
         expect(out.finish == want.finish, f"{out.rid}: finish {out.finish}, should be {want.finish}")
         expect(num == len(want.token_ids), f"{out.rid}: {num} tokens, should be {len(want.token_ids)}")
+        if self.case.prefix_cache and not self.worker.needs_host_seq_lens:  # it may have evicted since
+            tokens = stream.message.token_ids + stream.token_ids
+            hit = self.cache.match_length(stream.message.cache_key, tokens, len(tokens) - 1)
+            whole = (len(tokens) - 1) // self.case.page_size * self.case.page_size
+            expect(hit == whole, f"{out.rid}: {hit} of {whole} tokens are in the cache when it ends")
         expect(
             stream.prompt_logprobs == want.prompt_logprobs,
             f"{out.rid}: prompt logprobs {stream.prompt_logprobs}, should be {want.prompt_logprobs}",
