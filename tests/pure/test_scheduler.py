@@ -277,7 +277,7 @@ def test_what_cannot_be_served_is_refused_and_nothing_is_held(message: AddReques
 
 def test_a_full_queue_is_refused_with_429() -> None:
     s = scheduler(max_queued=2)
-    for index in range(2):
+    for index in range(6):
         s.add(ask(f"r{index}", [1]))
     with pytest.raises(RequestError) as error:
         s.add(ask("late", [1]))

@@ -179,7 +179,7 @@ class Simulation:
             fits_context(message, config.max_context)
             and pages_needed(message, self.case.page_size, config.max_context) <= self.case.num_pages
         )
-        duplicate, full = rid in self.live, self.scheduler.num_waiting >= config.max_queued
+        duplicate, full = rid in self.live, len(self.live) >= config.max_running + config.max_queued
         before = self.arrivals.get(rid)
         self.arrivals[rid] = Arrival(message.cache_key, received, entry.fails_at)
         refused = self._add(message, received)

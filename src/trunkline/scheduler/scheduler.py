@@ -94,10 +94,11 @@ class Scheduler:
                 code="duplicate_rid",
                 param="rid",
             )
-        if len(self._waiting) >= self.config.max_queued:
+        capacity = self.config.max_running + self.config.max_queued
+        if len(self._requests) >= capacity:
             raise RequestError(
-                f"{len(self._waiting)} requests are waiting, the limit is {self.config.max_queued}: "
-                "retry later (--max-queued-requests raises the limit)",
+                f"{len(self._requests)} requests are running or waiting, the limit is {capacity}: retry later "
+                "(--max-queued-requests raises it)",
                 code="queue_full",
                 status=429,
             )
