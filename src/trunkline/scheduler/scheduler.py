@@ -97,8 +97,8 @@ class Scheduler:
         capacity = self.config.max_running + self.config.max_queued
         if len(self._requests) >= capacity:
             raise RequestError(
-                f"{len(self._requests)} requests are running or waiting, the limit is {capacity}: retry later "
-                "(--max-queued-requests raises it)",
+                f"{len(self._requests)} requests are running or waiting, the limit is {capacity}: "
+                "retry later (--max-queued-requests raises it)",
                 code="queue_full",
                 status=429,
             )
