@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -16,6 +17,8 @@ from trunkline.bench.offline import Timeline, timed
 from trunkline.bench.report import percentile, random_prompts, rate, show, spread
 from trunkline.bench.serving import Options, Sample, arrivals, measure, server_words, summary
 from trunkline.bench.sse import HttpError, events, fetch
+from trunkline.cli.chat import Options as ChatOptions
+from trunkline.cli.chat import Remote
 from trunkline.cli.main import main
 from trunkline.cli.make_model import make_model
 from trunkline.config.cli import parse
@@ -195,6 +198,36 @@ async def test_failures_carry_the_servers_words(pieces: list[bytes], said: str) 
 async def test_pages_are_fetched() -> None:
     async with stub(lambda request: plain("200 OK", b"a\nb")) as url:
         assert await fetch(url, {}) == b"ab"
+
+
+async def test_chat_with_a_server(caplog: pytest.LogCaptureFixture) -> None:
+    asked: list[Any] = []
+
+    def reply(request: bytes) -> list[bytes]:
+        if request.startswith(b"GET /v1/models"):
+            return plain("200 OK", b'{"data": [{"id": "stub"}]}')
+        asked.append(json.loads(request.split(b"\r\n\r\n", 1)[1]))
+        deltas = [{"role": "assistant"}, {"content": "a"}, {"content": None}, {"content": "b"}]
+        lines = [b"data: %s\n\n" % json.dumps({"choices": [{"delta": d}]}).encode() for d in deltas]
+        return chunked(b"".join(lines) + b"data: [DONE]\n\n", 30)
+
+    def talk(url: str) -> list[str]:
+        remote = Remote(ChatOptions(url=url, max_tokens=7, api_key="k"))
+        try:
+            whole = list(remote.reply([{"role": "user", "content": "hi"}], True))
+            cut = remote.reply([{"role": "user", "content": "hi"}], None)
+            next(cut)
+            cut.close()  # as Ctrl-C does
+            return whole
+        finally:
+            remote.close()
+
+    async with stub(reply) as url:
+        assert await asyncio.to_thread(talk, url) == ["a", "b"]
+    assert asked[0]["chat_template_kwargs"] == {"enable_thinking": True} and asked[0]["max_tokens"] == 7
+    assert "chat_template_kwargs" not in asked[1]
+    gc.collect()
+    assert not caplog.records  # such as tasks that were left behind
 
 
 # ---------------------------------------------------------------------- serving
