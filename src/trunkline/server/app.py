@@ -47,7 +47,10 @@ def run_server(resolved: Resolved) -> None:
     )
     started = time.monotonic()
     with contextlib.closing(_listen(config.server.host, config.server.port)) as listener:
-        uvloop.run(_serve(config, listener, started))
+        try:
+            uvloop.run(_serve(config, listener, started))
+        except asyncio.CancelledError:
+            log.info("stopped while starting")
 
 
 async def _serve(config: EngineConfig, listener: socket.socket, started: float) -> None:
@@ -76,8 +79,8 @@ async def _serve(config: EngineConfig, listener: socket.socket, started: float) 
             f"Trunkline is ready: http://{shown}:{port}/v1 serves {model.name} ({seconds:.1f} s)", flush=True
         )
         watch = asyncio.create_task(_stop_when_dead(client, server))
-        with _signals_end_quietly():
-            await server.serve(sockets=[listener])
+        _make_signals_harmless()
+        await server.serve(sockets=[listener])
         watch.cancel()
         if client.fatal.is_set():
             raise RequestError(client.health.reason, code="engine_dead", status=503)
@@ -147,17 +150,12 @@ def _cancelled_by_signals() -> Iterator[None]:
             loop.remove_signal_handler(number)
 
 
-@contextlib.contextmanager
-def _signals_end_quietly() -> Iterator[None]:
-    """The HTTP server raises the signal that stopped it once more when it is done; a normal end here."""
+def _make_signals_harmless() -> None:
+    """The HTTP server has handlers of its own while it serves. When it has stopped it raises the signal that
+    stopped it once more, for what was installed before: here that is a normal end, and so are repetitions."""
 
-    def done(number: int, frame: FrameType | None) -> None:
-        log.info("stopped by %s", signal.Signals(number).name)
+    def note(number: int, frame: FrameType | None) -> None:
+        log.info("stopping after %s", signal.Signals(number).name)
 
-    numbers = (signal.SIGTERM, signal.SIGINT)
-    before = {number: signal.signal(number, done) for number in numbers}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, note)

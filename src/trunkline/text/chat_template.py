@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import logging
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
@@ -41,6 +42,8 @@ _FIXED = frozenset(
 )
 
 Message = Mapping[str, Any]
+
+log = logging.getLogger(__name__)
 
 
 class _Refused(Exception):
@@ -220,9 +223,10 @@ class ChatTemplate:
                 param="messages",
             ) from error
         except Exception as error:  # a template can raise anything, e.g. on a field that it does not expect
+            log.info("a chat template failed: %s: %s", type(error).__name__, error)
             raise RequestError(
-                "the model's chat template can't render these messages: a field that it needs is missing or "
-                f"has another type than it expects ({type(error).__name__})",
+                "the model's chat template can't render these messages: a field that it needs is missing, or "
+                "has another type than it expects",
                 code="chat_template_error",
                 param="messages",
             ) from error
