@@ -206,6 +206,12 @@ def test_unknown_rope(tmp_path: Path, kind: Any) -> None:
     assert str(kind) in message and "default, linear, llama3, yarn" in message
 
 
+def test_nested_rope_and_quantized_weights_are_not_guessed_at(tmp_path: Path) -> None:
+    nested = {"full_attention": {"rope_type": "default", "rope_theta": 1e6}}
+    assert "['full_attention']" in refused(tmp_path, "unknown_rope", rope_parameters=nested)
+    assert "'fp8'" in refused(tmp_path, "quantized", quantization_config={"quant_method": "fp8"})
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
+from msgspec.structs import replace
+from torch import Tensor
 
 from tests.model.conftest import Checkpoints
 from tests.model.engine import admit, engine_config, make_worker, plan
+from trunkline.config.model_spec import ModelError
+from trunkline.config.schema import EngineConfig
+from trunkline.kernels import ref
+from trunkline.kernels.ops import PackedLinear
 from trunkline.scheduler.plan import PagesAt, RowOutput, RowStep, StepPlan
 from trunkline.types import LogprobParams, SamplingParams
 from trunkline.worker.runner import NON_FINITE, ModelWorker
@@ -80,6 +88,13 @@ def test_a_row_with_non_finite_logits_fails_alone(worker: ModelWorker) -> None:
     assert broken[1] == RowOutput([], error=NON_FINITE)
     assert broken[0] == broken[2] and broken[0].error is None
     assert step(worker, (0, 1, True), (2, 1, True))[0].error is None
+
+
+def test_non_finite_prompt_logprobs_are_an_error(worker: ModelWorker) -> None:
+    request = {"logprobs": LogprobParams(prompt_start=1), "prompt_logprobs_from": 2}
+    step(worker, (0, 4, False), admits=[admit(IDS, [0, 1], **request)])  # type: ignore[arg-type]
+    worker.pool.data[0, :4] = float("nan")
+    assert step(worker, (0, 2, False)) == [RowOutput([], error=NON_FINITE)]
 
 
 def test_every_token_banned_ends_one_row(worker: ModelWorker) -> None:
@@ -160,17 +175,36 @@ def test_memory_report_is_what_is_held(worker: ModelWorker) -> None:
     assert report["weight_bytes"] == 4 * (spec.weight_count + tied - norms)
 
 
+def bfloat16_config(folder: Path) -> EngineConfig:
+    config = engine_config(folder)
+    model, cache = replace(config.model, dtype="bfloat16"), replace(config.cache, kv_dtype="bfloat16")
+    return replace(config, model=model, cache=cache)
+
+
+@pytest.mark.parametrize("family", ["qwen3", "llama-linear-bias"])
+def test_bfloat16_logits(family: str, checkpoints: Checkpoints, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All that surrounds the products, on any CPU: these are computed in float32 and rounded."""
+
+    def linear(x: Tensor, packed: PackedLinear) -> Tensor:
+        assert x.dtype == packed.data.dtype == torch.bfloat16
+        bias = None if packed.bias is None else packed.bias.float()
+        return torch.nn.functional.linear(x.float(), packed.data.float(), bias).bfloat16()
+
+    monkeypatch.setattr(ref, "supports_linear", lambda dtype, device: True)
+    monkeypatch.setattr(ref, "pack_linear", lambda weight, bias: PackedLinear(weight, bias, 0, 0, 0))
+    monkeypatch.setattr(ref, "linear", linear)
+    folder, model = checkpoints(family)
+    worker = make_worker(bfloat16_config(folder))
+    assert worker.pool.data.dtype == torch.bfloat16
+    logits = worker.forward(plan((0, 7, True), admits=[admit(IDS, [0, 1])])).logits
+    assert logits is not None and logits.dtype == torch.float32
+    with torch.no_grad():
+        expected = model(torch.tensor([IDS])).logits[0, -1]
+    assert 0 < float((logits[0] - expected).norm() / expected.norm()) < 0.03
+
+
 def test_bfloat16_runs_or_is_refused_by_name(checkpoints: Checkpoints) -> None:
-    from msgspec.structs import replace
-
-    from trunkline.config.model_spec import ModelError
-
-    config = engine_config(checkpoints("qwen3")[0])
-    config = replace(
-        config,
-        model=replace(config.model, dtype="bfloat16"),
-        cache=replace(config.cache, kv_dtype="bfloat16"),
-    )
+    config = bfloat16_config(checkpoints("qwen3")[0])
     try:
         worker = make_worker(config)
     except ModelError as error:

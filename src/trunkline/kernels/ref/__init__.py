@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from trunkline.kernels.ref.paged_attention import attention, plan_attention
 from trunkline.kernels.ref.dense import (
     embedding,
     linear,
@@ -13,6 +12,7 @@ from trunkline.kernels.ref.dense import (
     store_kv,
     supports_linear,
 )
+from trunkline.kernels.ref.paged_attention import attention, plan_attention
 
 __all__ = [
     "attention",

@@ -28,7 +28,7 @@ _TILE_ROWS = 8  # query rows (tokens x heads of a group) that a tile aims at: de
 _SHORT_SPANS = (128, 256, 512)  # ends of spans for the first positions; then multiples of the last
 _SPAN = _SHORT_SPANS[-1]
 _FEW_TILES = 2  # up to here a request's tiles each get their own copy of the keys, so that requests batch
-_CALL_KEYS = 1 << 14  # most gathered keys of a call, unless one request needs more
+_CALL_KEYS = 1 << 12  # most gathered keys of a call, unless one request needs more: they stay in cache
 _CALL_MASK = 1 << 22  # most mask elements of a call
 _KEPT_MASKS = 1 << 24  # most mask elements kept for all layers; further masks are made in each layer
 
