@@ -117,11 +117,14 @@ def _plan_line(plan: StepPlan) -> str:
 def run_mutations(cases: int) -> int:
     """Table of planted bugs, and what caught them."""
     missed = 0
+    print("caught after so many cases: by all checks, by outputs alone (no invariants, a worker that trusts)")
     for mutation in MUTATIONS:
         found = catch(mutation, cases)
+        seen = catch(mutation, min(cases, 300), strict=False)
         missed += found is None
         after, what = found or ("missed", "")
-        print(f"{mutation.name:26} {after!s:>6}  {mutation.bug}\n{'':35}{what[:110]}", flush=True)
+        print(f"{mutation.name:26} {after!s:>6} {seen[0] if seen else '-'!s:>6}  {mutation.bug}")
+        print(f"{'':42}{what[:110]}", flush=True)
     print(f"{len(MUTATIONS) - missed} of {len(MUTATIONS)} caught")
     return 1 if missed else 0
 

@@ -41,8 +41,11 @@ class Case:
     submissions: list[Submission]
     flush_at: list[int] = field(default_factory=list)
     abort_all_at: int | None = None
+    shutdown_at: int | None = None
+    stats_at: int | None = None
     breaks: dict[int, str] = field(default_factory=dict)  # step -> call of the worker that raises
     most_at_once: int | None = None  # a registered constraint: tokens of one request in one step
+    pauses: bool = False  # a registered constraint: a request may run nothing now and then
     exact: bool = False
 
 
@@ -99,10 +102,16 @@ def make_case(seed: int) -> Case:
         flush_at=sorted(rng.randrange(last + 30) for _ in range(rng.choice((0, 0, 1, 3)))),
         abort_all_at=rng.randrange(1, last + 20) if rng.random() < 0.05 else None,
         most_at_once=rng.choice((1, 2, 5)) if rng.random() < 0.1 else None,
-        breaks={rng.randrange(20): rng.choice(("forward", "sample", "result"))}
-        if rng.random() < 0.06
-        else {},
+        shutdown_at=rng.randrange(1, last + 20) if rng.random() < 0.03 else None,
+        stats_at=rng.randrange(last + 20) if rng.random() < 0.2 else None,
+        breaks=_breaks(rng) if rng.random() < 0.06 else {},
+        pauses=rng.random() < 0.05,
     )
+
+
+def _breaks(rng: Random) -> dict[int, str]:
+    """One or two steps that fail; three in a row would end the engine."""
+    return {rng.randrange(20): rng.choice(("forward", "sample", "result")) for _ in range(rng.choice((1, 2)))}
 
 
 def _messages(entry: Submission) -> list[AddRequest]:
@@ -121,7 +130,7 @@ def _submissions(rng: Random, page_size: int, max_context: int, crowded: bool) -
     spread = rng.choice((0, 1) if crowded else (0, 1, 4, 12))
     at = 0
     count = rng.choice((3, 5, 8) if crowded else (1, 2, 4, 6, 8, 10))
-    for index in range(100 if rng.random() < 0.004 else count):
+    for index in range(100 if rng.random() < 0.002 else count):
         if found and rng.random() < 0.15:
             before = rng.choice(found)
             key = before.message.cache_key

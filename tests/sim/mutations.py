@@ -66,13 +66,16 @@ def _wrapped(original: Any, wrapper: Wrapper) -> Any:
     return lambda *args, **kwargs: wrapper(original, *args, **kwargs)
 
 
-def catch(mutation: Mutation, cases: int, seed: int = 0) -> tuple[int, str] | None:
-    """(cases until caught, what caught it), or None when `cases` cases from `seed` pass with the bug in."""
+def catch(mutation: Mutation, cases: int, seed: int = 0, *, strict: bool = True) -> tuple[int, str] | None:
+    """(cases until caught, what caught it), or None when `cases` cases from `seed` pass with the bug in.
+
+    With `strict=False` only what clients see can catch it.
+    """
     with planted(mutation):
         for index in range(cases):
             try:
                 with without_logging():
-                    run_case(make_case(seed + index))
+                    run_case(make_case(seed + index), strict=strict)
             except (AttributeError, NameError, TypeError) as error:
                 raise StaleMutation(f"{mutation.name}: {error!r}") from error
             except Exception as error:
