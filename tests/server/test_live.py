@@ -27,11 +27,13 @@ MESSAGES: list[Any] = [{"role": "user", "content": "hello"}]
 class Server:
     """A running `trunkline serve`."""
 
-    def __init__(self, model: Path, *flags: str) -> None:
+    def __init__(
+        self, model: Path, *flags: str, program: tuple[str, ...] = ("-m", "trunkline.cli.main")
+    ) -> None:
         self.port = find_free_port()
         self.url = f"http://127.0.0.1:{self.port}"
-        command = [sys.executable, "-m", "trunkline.cli.main", "serve", "--model-path", str(model)]
-        command += ["--port", str(self.port), "--max-total-tokens", "4096", "--cpu-threads", "1", *flags]
+        command = [sys.executable, *program, "serve", "--model-path", str(model), "--port", str(self.port)]
+        command += ["--max-total-tokens", "16384", "--cpu-threads", "1", *flags]
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         self.http = httpx.Client(base_url=self.url, timeout=60)
         self.wait(lambda: self.http.get("/health").status_code == 200, 60)
@@ -221,6 +223,39 @@ def test_sigterm_finishes_what_runs(tiny_model: Path) -> None:
     code, output = server.stop()
     assert code == 0 and "Traceback" not in output
     assert not core.is_running()
+
+
+@pytest.mark.slow
+def test_what_runs_at_the_deadline_ends_with_what_it_has(tiny_model: Path) -> None:
+    script = (
+        "import trunkline.server.app as a, trunkline.cli.main as m, sys; a.DRAIN_TIME = 1; sys.exit(m.main())"
+    )
+    server = Server(tiny_model, program=("-c", script))
+    body = {"prompt": "a", "n": 8, "max_tokens": 2000, "ignore_eos": True}
+    with ThreadPoolExecutor(2) as pool:
+        whole = pool.submit(server.http.post, "/v1/completions", json=body)
+        stream = pool.submit(server.http.post, "/v1/completions", json={**body, "stream": True})
+        server.wait(lambda: server.pages_in_use() > 16, 10)
+        server.process.send_signal(signal.SIGTERM)
+        choices = whole.result().json()["choices"]
+        assert stream.result().text.endswith("data: [DONE]\n\n")
+    assert {choice["finish_reason"] for choice in choices} == {"abort"} and choices[0]["text"]
+    code, output = server.stop()
+    assert code == 0 and "Traceback" not in output
+
+
+@pytest.mark.slow
+def test_an_engine_that_keeps_dying_ends_the_server(tiny_model: Path) -> None:
+    server = Server(tiny_model)
+    for _ in range(3):
+        server.core().kill()
+        server.wait(lambda: server.http.get("/health").status_code == 503, 5)
+        server.wait(lambda: server.http.get("/health").status_code == 200, 30)
+    server.core().kill()
+    output, _ = server.process.communicate(timeout=30)
+    server.http.close()
+    assert server.process.returncode == 2
+    assert "killed by SIGKILL" in output.splitlines()[-1]
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

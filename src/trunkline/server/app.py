@@ -23,12 +23,14 @@ from trunkline.engine.fields import SAMPLING_FIELDS, read_fields
 from trunkline.engine.frontend import Frontend
 from trunkline.metrics.prometheus import Metrics
 from trunkline.server.call import ServedModel
+from trunkline.server.http import Gate
 from trunkline.server.routes import build_app
 from trunkline.text.chat_template import ChatTemplate
 from trunkline.text.tokenizer import Tokenizer
 from trunkline.types import RequestError
 
 DRAIN_TIME = 30  # seconds that requests in progress get after SIGTERM or SIGINT
+SEND_TIME = 5  # seconds more that clients get to read the rest of their answers
 KEEP_ALIVE = 75  # seconds that an idle connection stays open
 
 _MODEL_DEFAULTS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
@@ -59,19 +61,7 @@ async def _serve(config: EngineConfig, listener: socket.socket, started: float) 
         client = await EngineClient.launch(config)
     try:
         frontend = Frontend(client, model.tokenizer, config)
-        server = uvicorn.Server(
-            uvicorn.Config(
-                build_app(frontend, model, Metrics(model.name)),
-                lifespan="off",
-                ws="none",
-                log_config=None,
-                log_level="warning",
-                access_log=False,
-                server_header=False,
-                timeout_keep_alive=KEEP_ALIVE,
-                timeout_graceful_shutdown=DRAIN_TIME,
-            )
-        )
+        server = _DrainingServer(build_app(frontend, model, Metrics(model.name)), client)
         host, port = listener.getsockname()[:2]
         shown = f"[{host}]" if ":" in host else host
         seconds = time.monotonic() - started
@@ -86,6 +76,36 @@ async def _serve(config: EngineConfig, listener: socket.socket, started: float) 
             raise RequestError(client.health.reason, code="engine_dead", status=503)
     finally:
         await client.close()
+
+
+class _DrainingServer(uvicorn.Server):
+    """Requests that still run DRAIN_TIME after the signal end with what they have, as aborted ones do."""
+
+    def __init__(self, app: Gate, client: EngineClient) -> None:
+        super().__init__(
+            uvicorn.Config(
+                app,
+                lifespan="off",
+                ws="none",
+                log_config=None,
+                log_level="warning",
+                access_log=False,
+                server_header=False,
+                proxy_headers=False,
+                timeout_keep_alive=KEEP_ALIVE,
+                timeout_graceful_shutdown=DRAIN_TIME + SEND_TIME,
+            )
+        )
+        self._client = client
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        deadline = asyncio.create_task(self._end_requests())
+        await super().shutdown(sockets)
+        deadline.cancel()
+
+    async def _end_requests(self) -> None:
+        await asyncio.sleep(DRAIN_TIME)
+        await self._client.abort_all()
 
 
 async def _stop_when_dead(client: EngineClient, server: uvicorn.Server) -> None:
