@@ -7,13 +7,15 @@ import gc
 import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from trunkline.bench import kernels
-from trunkline.bench.offline import Timeline, timed
+from trunkline.bench.offline import Options as OfflineOptions
+from trunkline.bench.offline import Timeline, timed, with_pool
 from trunkline.bench.report import percentile, random_prompts, rate, show, spread
 from trunkline.bench.serving import Options, Sample, arrivals, measure, server_words, summary
 from trunkline.bench.sse import HttpError, events, fetch
@@ -110,6 +112,14 @@ def test_offline_reports_every_field_and_exact_counts(tiny: Path, capsys: pytest
     assert result["computed_tokens"] == 3 * 52 - 64 + 3 * 3
     assert result["config"]["cache"]["page_size"] == 8 and result["model"] == str(tiny)
     assert min(result[name] for name in ("load_s", "total_s", "steps", "peak_rss_bytes", "ttft_p50_ms")) > 0
+
+
+def test_offline_sizes_the_pool_for_the_workload_unless_told() -> None:
+    options = OfflineOptions(num_prompts=3, input_len=20, output_len=4, shared_prefix_len=32, page_size=8)
+    assert with_pool(options).max_total_tokens == 3 * 9 * 8
+    for given in ({"max_total_tokens": 64}, {"kv_memory": 1 << 20}, {"mem_fraction_static": 0.5}):
+        sized = replace(options, **given)  # type: ignore[arg-type]
+        assert with_pool(sized) is sized
 
 
 def test_offline_tells_what_cannot_run(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
