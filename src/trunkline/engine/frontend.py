@@ -125,9 +125,11 @@ class Frontend:
 
     # ------------------------------------------------------------------ validation
     async def prepare_all(self, requests: Sequence[GenerationRequest]) -> list[Prepared]:
-        """`prepare` for each; an error names the prompt."""
+        """`prepare` for each; an error names the prompt. A full server refuses before any work is done."""
+        self._check_room(sum(request.params.n for request in requests))
         batch = []
         for position, request in enumerate(requests):
+            await asyncio.sleep(0)  # others get their turn between the prompts of a long list
             try:
                 batch.append(await self.prepare(request))
             except RequestError as error:

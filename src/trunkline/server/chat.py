@@ -164,6 +164,10 @@ def parse_chat(body: Mapping[str, Any], model: ServedModel) -> ChatCall:
             param="messages",
         )
     tools = fields.get("tools") if fields.get("tool_choice") != "none" else None
+    if tools and not model.template.shows_tools:
+        raise RequestError(
+            "this model's chat template does not show tools", code="unsupported_field", param="tools"
+        )
     token_limit_name = _token_limit(fields)
     names = {"prompt": "messages", "input_ids": "messages", "max_new_tokens": token_limit_name}
     request = GenerationRequest(
