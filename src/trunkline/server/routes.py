@@ -24,8 +24,8 @@ from trunkline.server.chat import parse_chat
 from trunkline.server.completions import parse_completion
 from trunkline.server.fields import ABORT_FIELDS, DETOKENIZE_FIELDS, TOKENIZE_FIELDS
 from trunkline.server.generate import parse_generate
-from trunkline.server.generation import generation
 from trunkline.server.http import Gate, json_response, read_json
+from trunkline.server.respond import generation
 from trunkline.types import RequestError, SamplingParams
 
 PROBE_TIME = 20.0  # seconds in which /health_generate must have its token

@@ -20,11 +20,11 @@ from trunkline.types import RequestError
 
 LARGE_BODY = 16384  # bytes; a larger request is parsed off the event loop
 
-_SSE_HEADERS = [
+_SSE_HEADERS = (
     (b"content-type", b"text/event-stream; charset=utf-8"),
     (b"cache-control", b"no-cache"),
     (b"x-accel-buffering", b"no"),
-]
+)
 
 
 def generation(
