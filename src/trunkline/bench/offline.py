@@ -10,6 +10,7 @@ import sys
 import time
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -17,9 +18,11 @@ from trunkline.bench.report import Number, peak_rss_bytes, random_prompts, rate,
 from trunkline.config.cli import help_text, parse, wants_help
 from trunkline.config.flags import Args, again, flag
 from trunkline.config.resolve import Resolved, load_config
-from trunkline.engine.client import EngineClient
 from trunkline.messages import AddRequest, Stats
 from trunkline.types import RequestError, SamplingParams
+
+if TYPE_CHECKING:
+    from trunkline.engine.client import EngineClient
 
 ABOUT = (
     "Run requests of random tokens through an engine in this process. Prefill rate: prompt tokens that were "
@@ -77,6 +80,8 @@ def with_pool(options: Options) -> Options:
 
 async def measure(options: Options, resolved: Resolved, started: float) -> dict[str, object]:
     """Load, run, count. Raises RequestError when a request cannot run or ends early."""
+    from trunkline.engine.client import EngineClient
+
     config = resolved.config
     client = await EngineClient.in_process(config)
     try:

@@ -13,8 +13,8 @@ from trunkline.config.schema import DTYPE_BYTES, Device, DType
 if TYPE_CHECKING:
     from trunkline.config.model_spec import ModelSpec
 
-# Resident size of the engine's process (230 MiB, with torch 2.13) and the server's (50 to 100 MiB, by the size
-# of the vocabulary) before any tensor exists. On a GPU, its context and the libraries' workspaces count: they are what its memory sees.
+# Resident size before any tensor exists of the engine's process (230 MiB, with torch 2.13) and the server's
+# (50 to 100 MiB, by vocabulary). On a GPU: its context and the libraries' workspaces.
 RUNTIME_BYTES: Mapping[Device, int] = {"cpu": 310 << 20, "cuda": 600 << 20}
 # Sampling: float32 logits, a masked and a scaled copy, probabilities, their sum in float64, and flags.
 BYTES_PER_LOGIT = 28
