@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from trunkline.cli.make_model import make_model
+from trunkline.config import memory
 from trunkline.config.flags import Args
 from trunkline.config.model_spec import load_model_spec
 from trunkline.config.resolve import load_config
@@ -27,3 +28,10 @@ def test_the_plan_is_what_the_worker_holds(page_size: int, tokens: int, tmp_path
     assert held["kv_pool_bytes"] == pytest.approx(plan.size_of("KV pool"), rel=0.03)
     rope = resolved.config.scheduler.max_context * 2 * 16 * 4
     assert held["rows_bytes"] == pytest.approx(plan.size_of("rows") - rope, rel=0.03)
+
+
+def test_the_plan_knows_the_bounds_of_the_attention_op() -> None:
+    from trunkline.kernels.ref import paged_attention
+
+    assert memory.GATHERED_KEYS == paged_attention._CALL_KEYS
+    assert memory.KEPT_MASKS == paged_attention._KEPT_MASKS

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 RUNTIME_BYTES: Mapping[Device, int] = {"cpu": 310 << 20, "cuda": 600 << 20}
 # Sampling: float32 logits, a masked and a scaled copy, probabilities, their sum in float64, and flags.
 BYTES_PER_LOGIT = 28
-# Bounds that attention keeps: keys gathered for one call, and mask elements held for a step.
-GATHERED_KEYS = 1 << 14
+# Bounds of the attention op: keys gathered for one call, and mask elements held for a step.
+GATHERED_KEYS = 1 << 12
 KEPT_MASKS = 1 << 24
 
 
