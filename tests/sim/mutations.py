@@ -178,8 +178,12 @@ def _keeps_received(original: Any, self: Scheduler, request: Request) -> None:
     request.received = received
 
 
-def _no_budget(original: Any, self: Scheduler, request: Request, budget: int) -> Any:
-    return original(self, request, 1 << 30)
+def _no_budget(original: Any, self: Scheduler, request: Request, budget: int, *args: Any) -> Any:
+    return original(self, request, 1 << 30, *args)
+
+
+def _drafts_displace(original: Any, self: Scheduler, request: Request, budget: int, *args: Any) -> Any:
+    return original(self, request, budget)
 
 
 def _start_off_by_one(original: Any, self: Scheduler, *args: Any) -> Any:
@@ -358,6 +362,12 @@ MUTATIONS = (
         _keeps_received,
     ),
     Mutation("budget_ignored", "a step may have any number of tokens", ((Scheduler, "_fit"),), _no_budget),
+    Mutation(
+        "drafts_displace",
+        "drafts of one row take the budget of another's token",
+        ((Scheduler, "_fit"),),
+        _drafts_displace,
+    ),
     Mutation(
         "new_pages_off_by_one", "new pages start one entry early", ((Scheduler, "_grow"),), _start_off_by_one
     ),

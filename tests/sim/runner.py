@@ -188,14 +188,22 @@ class Simulation:
         self.counts["swaps"] += sum(not self._is_growth(entry) for entry in plan.new_pages)
         self.counts["chunks"] += sum(not row.samples for row in plan.rows)
         self.counts["drafts"] += sum(row.num_drafts for row in plan.rows)
-        config = self.case.scheduler
+        self._check_order(plan)
+
+    def _check_order(self, plan: StepPlan) -> None:
+        """First come, first served; and a row that needs one token gets it in every step."""
+        config, requests = self.case.scheduler, self.scheduler._requests
         if plan.admits and config.policy == "fcfs" and not config.prefill_wait:
-            requests = self.scheduler._requests
             place = {rid: (-request.message.priority, request.arrival) for rid, request in requests.items()}
             in_turn = [admit.rid for admit in plan.admits if requests[admit.rid].bypassed < MAX_BYPASSED]
             last = max((place[rid] for rid in in_turn), default=(-(1 << 30), 0))
             passed = [request.rid for request in self.scheduler._waiting if place[request.rid] < last]
             self.worker.require(not passed, f"first come, first served: {passed} were passed over")
+        if config.mix == "always" and not constraints_of(self.case):
+            rows = {row.row for row in plan.rows}
+            for request in self.scheduler._running:
+                ready = request.base == 1 and (request.remaining > 0 or not request.pending)
+                self.worker.require(request.row in rows or not ready, f"{request.rid} was left out of a step")
 
     def _is_growth(self, entry: PagesAt) -> bool:
         row = self.worker.rows.get(entry.row)
@@ -206,13 +214,12 @@ class Simulation:
         self._num_events += 1
 
     def _step_limit(self) -> int:
-        work = sum(
-            len(message.token_ids) + 20
-            for entry in self.case.submissions
-            for message in (entry.message, entry.again)
-            if message is not None
-        )
-        return 50 + work
+        context = self.case.scheduler.max_context
+        messages = [
+            m for entry in self.case.submissions for m in (entry.message, entry.again) if m is not None
+        ]
+        limits = [context if m.params.max_new_tokens is None else m.params.max_new_tokens for m in messages]
+        return 80 + sum(min(context, len(m.token_ids) + new) for m, new in zip(messages, limits, strict=True))
 
     # ------------------------------------------------------------------ what clients do
     def submit(self, entry: Submission, message: AddRequest) -> None:
