@@ -10,8 +10,9 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 
-from tqdm import tqdm
+from tqdm import tqdm  # type: ignore[import-untyped]
 
 from tests.sim import replay
 from tests.sim.cases import Case, make_case
@@ -41,7 +42,7 @@ def _results(chunks: list[range], jobs: int) -> Iterator[tuple[Counter[str], lis
     if jobs == 1:
         yield from map(run_chunk, chunks)
         return
-    with ProcessPoolExecutor(jobs) as pool:
+    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
         yield from pool.map(run_chunk, chunks)
 
 

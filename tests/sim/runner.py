@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 
 from tests.sim.cases import Case, Submission, distinct_prompt_tokens, fits_context, pages_needed
 from tests.sim.toy_lm import EOS_IDS, VOCAB_SIZE, Expected, generate
@@ -144,11 +145,11 @@ class Simulation:
     def run(self) -> Counter[str]:
         """Raises SimulationError, ProtocolError or AssertionError."""
         for entry in self.case.submissions:
-            self._at(entry.at, lambda entry=entry: self.submit(entry, entry.message))
+            self._at(entry.at, partial(self.submit, entry, entry.message))
         for step in self.case.flush_at:
             self._at(step, self.flush)
         for at, event in (
-            (self.case.abort_all_at, lambda: self._abort_all(Abort("", all=True))),
+            (self.case.abort_all_at, partial(self._abort_all, Abort("", all=True))),
             (self.case.shutdown_at, self._shutdown),
             (self.case.stats_at, self._stats),
         ):
@@ -245,7 +246,7 @@ class Simulation:
         longest = min(config.max_context, self.case.num_pages * self.case.page_size)
         self.live[rid] = Stream(entry, message, generate(message, longest), received)
         if entry.abort_after is not None and message is entry.message:
-            self._at(self._steps + entry.abort_after, lambda: self.abort(entry))
+            self._at(self._steps + entry.abort_after, partial(self.abort, entry))
 
     def _add(self, message: AddRequest, received: int) -> bool:
         if received:
@@ -257,11 +258,9 @@ class Simulation:
         answers = self.core.handle(message)
         if not answers:
             return False
-        expect(len(answers) == 1 and isinstance(answers[0], Outputs), f"answer to add: {answers}")
-        (out,) = answers[0].items
-        expect(
-            out.finish is not None and out.finish.kind == "abort" and bool(out.finish.code), f"refusal: {out}"
-        )
+        (out,) = self._items(answers)
+        finish = out.finish
+        expect(finish is not None and finish.kind == "abort" and bool(finish.code), f"refusal: {out}")
         return True
 
     def abort(self, entry: Submission) -> None:
