@@ -17,25 +17,12 @@ from tqdm import tqdm  # type: ignore[import-untyped]
 from tests.sim import replay
 from tests.sim.cases import Case, make_case
 from tests.sim.mutations import MUTATIONS, catch
-from tests.sim.runner import describe, run_case, without_logging
+from tests.sim.runner import describe, run_case, run_chunk
 from tests.sim.shrink import shrink
 from trunkline.scheduler.plan import StepPlan
 
 CHUNK = 50  # cases handed to a process at once
 MAX_SHOWN = 5  # failing cases shown in full
-
-
-def run_chunk(seeds: range) -> tuple[Counter[str], list[tuple[int, str]]]:
-    """Counts, and (seed, what was wrong) of failing cases."""
-    counts: Counter[str] = Counter()
-    failed = []
-    for seed in seeds:
-        with without_logging():
-            try:
-                counts += run_case(make_case(seed))
-            except Exception as error:
-                failed.append((seed, describe(error)))
-    return counts, failed
 
 
 def _results(chunks: list[range], jobs: int) -> Iterator[tuple[Counter[str], list[tuple[int, str]]]]:

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 
-from tests.sim.cases import Case, Submission, distinct_prompt_tokens, fits_context, pages_needed
+from tests.sim.cases import Case, Submission, distinct_prompt_tokens, fits_context, make_case, pages_needed
 from tests.sim.toy_lm import EOS_IDS, VOCAB_SIZE, Expected, generate
 from tests.sim.worker import Arrival, ProtocolError, ToyWorker
 from trunkline.cache import PrefixCache
@@ -446,3 +446,16 @@ def describe(error: Exception) -> str:
         return kind + str(error)
     frame = traceback.extract_tb(error.__traceback__)[-1]
     return f"{kind}{frame.name}: {frame.line}"
+
+
+def run_chunk(seeds: range) -> tuple[Counter[str], list[tuple[int, str]]]:
+    """Counts, and (seed, what was wrong) of failing cases."""
+    counts: Counter[str] = Counter()
+    failed = []
+    for seed in seeds:
+        with without_logging():
+            try:
+                counts += run_case(make_case(seed))
+            except Exception as error:
+                failed.append((seed, describe(error)))
+    return counts, failed

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from dataclasses import replace
 
 import pytest
 
-from tests.sim.__main__ import run_chunk, run_one
+from tests.sim.__main__ import run_many, run_one
 from tests.sim.cases import Case, Submission, make_case
 from tests.sim.mutations import MUTATIONS, planted
-from tests.sim.runner import run_case
+from tests.sim.runner import run_case, run_chunk
 from tests.sim.shrink import shrink
 from tests.sim.toy_lm import generate, slot_of, start_state
 from tests.sim.worker import Arrival, ProtocolError, ToyWorker
@@ -42,6 +43,19 @@ def test_a_case_is_the_same_every_time() -> None:
 def test_one_case_is_traced(capsys: pytest.CaptureFixture[str]) -> None:
     assert run_one(7, smaller=False) == 0
     assert "step 0: retires [] admits [" in capsys.readouterr().out
+
+
+def test_many_cases_in_two_processes(capfd: pytest.CaptureFixture[str]) -> None:
+    assert run_many(120, seed=50, jobs=2, as_json=True) == 0
+    record = json.loads(capfd.readouterr().out)
+    assert record["failed"] == [] and record["counts"] == dict(run_chunk(range(50, 170))[0])
+
+
+def test_a_failing_case_is_named_and_shown(capfd: pytest.CaptureFixture[str]) -> None:
+    with planted(next(mutation for mutation in MUTATIONS if mutation.name == "key_ignored")):
+        assert run_many(60, seed=0, jobs=1, as_json=False) == 1
+    shown = capfd.readouterr()
+    assert "--case" in shown.out and "SchedulerConfig" in shown.err and "another prefix" in shown.err
 
 
 def test_features_do_not_change_outputs() -> None:
