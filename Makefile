@@ -61,6 +61,7 @@ bench: env ## benchmark the bundled model offline; ARGS="--json"
 
 train-model: env-dev ## train the bundled model from nothing
 	@$(BIN)/python -m training.seedling.train $(ARGS)
+	@$(BIN)/python -m training.seedling.export
 
 eval-model: env-dev ## accuracy of the bundled model, task by task, through the engine
 	@$(BIN)/python -m training.seedling.evaluate $(ARGS)

@@ -121,6 +121,8 @@ def test_generation_config(tmp_path: Path) -> None:
     spec = load_model_spec(write(tmp_path, generation))
     assert spec.eos_token_ids == (5, 2)
     assert spec.generation_defaults == {"temperature": 0.6, "top_k": 20}
+    spec = load_model_spec(write(tmp_path, {**generation, "do_sample": False}))
+    assert spec.generation_defaults == {"temperature": 0.0, "top_k": 20}
 
 
 def test_missing_folder_and_config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

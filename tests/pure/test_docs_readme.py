@@ -71,7 +71,7 @@ def test_curl(address: str) -> None:
         reply = json.loads(
             run(["bash", "-ec", block.replace("127.0.0.1:30000", address).replace("curl", "curl -sS")])
         )
-        assert "42" in reply["choices"][0]["message"]["content"]
+        assert "32" in reply["choices"][0]["message"]["content"]
         assert reply["choices"][0]["finish_reason"] == "stop"
 
 
@@ -79,7 +79,7 @@ def test_openai_client(address: str) -> None:
     for block in blocks("python", "OpenAI("):
         out = run([sys.executable, "-c", block.replace("127.0.0.1:30000", address)])
         whole, streamed = out.strip().split("\n", 1)
-        assert "42" in whole
+        assert "32" in whole
         assert streamed == whole
 
 

@@ -17,7 +17,7 @@ import httpx
 
 SYSTEMS = ("You are a helpful assistant.", "You answer briefly.", "You are a careful clerk. " * 8)
 QUESTIONS = (
-    "What is 17 + 25?",
+    "What is 17 + 15?",
     "Who are you?",
     "Sort these numbers: 9, 4, 7, 1",
     "Spell the word lantern.",

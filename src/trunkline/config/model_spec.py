@@ -321,6 +321,10 @@ class _Reader:
                     f"{self.folder / 'generation_config.json'}: {name} must be a number, not {value!r}",
                     "bad_config",
                 )
+        if (
+            self.generation.get("do_sample") is False
+        ):  # as transformers means it: always the most likely token
+            values["temperature"] = 0.0
         return {name: value for name, value in values.items() if value is not None}
 
     def _check_shapes(self, spec: ModelSpec) -> None:
