@@ -90,7 +90,7 @@ class ModelWorker:
         self.page_size = cache.page_size
         if self.device.type == "cpu":
             torch.set_num_threads(config.model.threads)
-        kernels = load_kernels()
+        kernels = load_kernels(self.device)
         dtype = getattr(torch, config.model.dtype)
         if not kernels.supports_linear(dtype, self.device):
             raise ModelError(f"this CPU can't compute in {config.model.dtype}: use --dtype float32", "dtype")
