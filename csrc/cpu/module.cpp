@@ -42,7 +42,7 @@ int team(int threads) {
 
 // Indices as int64 in scratch memory, after checking that all lie in [0, limit).
 const int64_t* indices(const Tensor& given, long limit) {
-    given.require(given.dims == 1 && given.dense() && (given.type == Type::int32 || given.type == Type::int64),
+    EXPECT(given, given.dims == 1 && given.dense() && (given.type == Type::int32 || given.type == Type::int64),
                   "a dense vector of int32 or int64");
     auto* to = reinterpret_cast<int64_t*>(scratch(given.size[0] * 8 + 8));
     for (long i = 0; i < given.size[0]; i++) {
@@ -67,7 +67,7 @@ void pack_weights(nb::list weights, bool gated, nb::handle panels_object, int th
         Tensor part("pack", "weight", object);
         if (k < 0) k = part.dims == 2 ? part.size[1] : -1;
         part.floats();
-        part.require(part.dims == 2 && part.size[1] == k && part.dense(1) && part.type == panels.type,
+        EXPECT(part, part.dims == 2 && part.size[1] == k && part.dense(1) && part.type == panels.type,
                      "[*, " + number(k) + "] of the panels' type, dense along the last dimension");
         parts.push_back({part.data, part.size[0], part.stride[0]});
         n += part.size[0];
@@ -78,7 +78,7 @@ void pack_weights(nb::list weights, bool gated, nb::handle panels_object, int th
         n = parts[0].rows;
     }
     long size = packed_size(n, k, panels.bf16(), gated);
-    panels.require(panels.dims == 1 && panels.dense() && panels.size[0] == size, "[" + number(size) + "]");
+    EXPECT(panels, panels.dims == 1 && panels.dense() && panels.size[0] == size, "[" + number(size) + "]");
     PackArgs args{parts.data(), long(parts.size()), k, panels.bf16(), gated, panels.data, team(threads)};
     nb::gil_scoped_release release;
     pack(args);
@@ -88,25 +88,25 @@ void call_linear(nb::handle x_object, nb::handle panels_object, long k, long n, 
                  nb::handle residual_object, nb::handle out_object, int threads) {
     Tensor x("linear", "x", x_object), panels("linear", "panels", panels_object), out("linear", "out", out_object);
     x.floats();
-    x.require(x.dims == 2 && x.size[1] == k && x.dense(1), "[*, " + number(k) + "], dense along the last dimension");
+    EXPECT(x, x.dims == 2 && x.size[1] == k && x.dense(1), "[*, " + number(k) + "], dense along the last dimension");
     panels.floats();
     long size = packed_size(n, k, panels.bf16(), gated);
-    panels.require(panels.dims == 1 && panels.dense() && panels.size[0] == size, "[" + number(size) + "]");
+    EXPECT(panels, panels.dims == 1 && panels.dense() && panels.size[0] == size, "[" + number(size) + "]");
     out.floats();
-    out.require(out.dims == 2 && out.size[0] == x.size[0] && out.size[1] == n && out.dense() &&
+    EXPECT(out, out.dims == 2 && out.size[0] == x.size[0] && out.size[1] == n && out.dense() &&
                     (out.type == x.type || out.type == Type::float32),
                 "dense [" + number(x.size[0]) + ", " + number(n) + "] of x's type or float32");
     LinearArgs args{};
     if (!bias_object.is_none()) {
         Tensor bias("linear", "bias", bias_object);
         long columns = num_panels(n, gated) * PANEL;
-        bias.require(bias.type == Type::float32 && bias.dims == 1 && bias.dense() && bias.size[0] == columns,
+        EXPECT(bias, bias.type == Type::float32 && bias.dims == 1 && bias.dense() && bias.size[0] == columns,
                      "float32 [" + number(columns) + "] in the order of the panels");
         args.bias = reinterpret_cast<float*>(bias.data);
     }
     if (!residual_object.is_none()) {
         Tensor residual("linear", "residual", residual_object);
-        residual.require(residual.type == out.type && residual.dims == 2 && residual.size[0] == x.size[0] &&
+        EXPECT(residual, residual.type == out.type && residual.dims == 2 && residual.size[0] == x.size[0] &&
                              residual.size[1] == n && residual.dense(),
                          "like out, which is " + out.text());
         args.residual = residual.data;
@@ -124,10 +124,10 @@ void call_linear(nb::handle x_object, nb::handle panels_object, long k, long n, 
 // x and out of a norm or rotation: [tokens, dim] or [tokens, heads, dim].
 NormArgs rows_args(const Tensor& x, const Tensor& out, int threads) {
     x.floats();
-    x.require((x.dims == 2 || x.dims == 3) && x.dense(1), "[tokens, n] or [tokens, heads, n], dense but for tokens");
+    EXPECT(x, (x.dims == 2 || x.dims == 3) && x.dense(1), "[tokens, n] or [tokens, heads, n], dense but for tokens");
     bool same = out.dims == x.dims && out.type == x.type && out.dense(1);
     for (int i = 0; same && i < x.dims; i++) same = out.size[i] == x.size[i];
-    out.require(same, "like x, which is " + x.text());
+    EXPECT(out, same, "like x, which is " + x.text());
     NormArgs args{};
     args.x = x.data, args.x_stride = x.stride[0], args.bf16 = x.bf16();
     args.out = out.data, args.out_stride = out.stride[0];
@@ -138,7 +138,7 @@ NormArgs rows_args(const Tensor& x, const Tensor& out, int threads) {
 
 void set_gain(NormArgs& args, const Tensor& gain, const Tensor& x) {
     long heads = gain.dims == 2 ? gain.size[0] : 1;
-    gain.require((gain.dims == 1 || gain.dims == 2) && gain.type == x.type && gain.dense() &&
+    EXPECT(gain, (gain.dims == 1 || gain.dims == 2) && gain.type == x.type && gain.dense() &&
                      gain.size[gain.dims - 1] == args.dim && (heads == 1 || heads == args.heads),
                  "to broadcast against x, which is " + x.text());
     args.gain = gain.data, args.gain_heads = heads;
@@ -156,9 +156,9 @@ void call_rms_norm(nb::handle x_object, nb::handle gain, float eps, nb::handle o
 void call_rotate(nb::handle x_object, nb::handle table_object, nb::handle gain, float eps, int threads) {
     Tensor x("rotate", "x", x_object), table("rotate", "table", table_object);
     NormArgs args = rows_args(x, x, threads);
-    x.require(x.dims == 3 && args.dim % 2 == 0 && args.dim <= MAX_HEAD_DIM,
+    EXPECT(x, x.dims == 3 && args.dim % 2 == 0 && args.dim <= MAX_HEAD_DIM,
               "[tokens, heads, an even number up to " + number(MAX_HEAD_DIM) + "]");
-    table.require(table.type == Type::float32 && table.dims == 3 && table.dense() && table.size[0] == args.tokens &&
+    EXPECT(table, table.type == Type::float32 && table.dims == 3 && table.dense() && table.size[0] == args.tokens &&
                       table.size[1] == 2 && table.size[2] == args.dim,
                   "dense float32 [" + number(args.tokens) + ", 2, " + number(args.dim) + "]");
     if (!gain.is_none()) set_gain(args, Tensor("rotate", "gain", gain), x);
@@ -171,9 +171,9 @@ void call_embedding(nb::handle ids_object, nb::handle table_object, nb::handle o
     Tensor ids("embedding", "token_ids", ids_object), table("embedding", "table", table_object),
         out("embedding", "out", out_object);
     table.floats();
-    table.require(table.dims == 2 && table.dense(), "a dense matrix");
+    EXPECT(table, table.dims == 2 && table.dense(), "a dense matrix");
     const int64_t* rows = indices(ids, table.size[0]);
-    out.require(out.type == table.type && out.dims == 2 && out.dense() && out.size[0] == ids.size[0] &&
+    EXPECT(out, out.type == table.type && out.dims == 2 && out.dense() && out.size[0] == ids.size[0] &&
                     out.size[1] == table.size[1],
                 "one row for each token, as the table's");
     team(threads);
@@ -187,9 +187,9 @@ void call_packed_embedding(nb::handle ids_object, nb::handle panels_object, long
         out("embedding", "out", out_object);
     panels.floats();
     long size = packed_size(n, k, panels.bf16(), false);
-    panels.require(panels.dims == 1 && panels.dense() && panels.size[0] == size, "[" + number(size) + "]");
+    EXPECT(panels, panels.dims == 1 && panels.dense() && panels.size[0] == size, "[" + number(size) + "]");
     const int64_t* rows = indices(ids, n);
-    out.require(out.type == panels.type && out.dims == 2 && out.dense() && out.size[0] == ids.size[0] &&
+    EXPECT(out, out.type == panels.type && out.dims == 2 && out.dense() && out.size[0] == ids.size[0] &&
                     out.size[1] == k,
                 "one row for each token, as the panels'");
     team(threads);
@@ -201,9 +201,9 @@ void call_store_kv(nb::handle pool_object, nb::handle slots_object, nb::handle k
     Tensor pool("store_kv", "pool", pool_object), slots("store_kv", "slots", slots_object),
         kv("store_kv", "kv", kv_object);
     pool.floats();
-    pool.require(pool.dims == 4 && pool.dense(), "dense [slots, 2, heads, dim]");
+    EXPECT(pool, pool.dims == 4 && pool.dense(), "dense [slots, 2, heads, dim]");
     const int64_t* rows = indices(slots, pool.size[0]);
-    kv.require(kv.type == pool.type && kv.dims == 4 && kv.dense(1) && kv.size[0] == slots.size[0] &&
+    EXPECT(kv, kv.type == pool.type && kv.dims == 4 && kv.dense(1) && kv.size[0] == slots.size[0] &&
                    kv.size[1] == 2 && pool.size[1] == 2 && kv.size[2] == pool.size[2] && kv.size[3] == pool.size[3],
                "one row for each of " + number(slots.size[0]) + " slots, like the pool's, which is " + pool.text());
     long row_bytes = 2 * pool.size[2] * pool.size[3] * pool.element();
@@ -218,12 +218,12 @@ void check_plan(nb::handle q_start_object, nb::handle lens_object, nb::handle pa
     Tensor q_start("plan_attention", "q_start", q_start_object), lens("plan_attention", "seq_lens", lens_object),
         pages("plan_attention", "page_table", pages_object);
     if (page_size < 1) refuse("plan_attention: page_size is " + number(page_size) + "; at least 1 is expected");
-    lens.require(lens.type == Type::int32 && lens.dims == 1 && lens.dense(), "a dense vector of int32");
+    EXPECT(lens, lens.type == Type::int32 && lens.dims == 1 && lens.dense(), "a dense vector of int32");
     long requests = lens.size[0];
-    q_start.require(q_start.type == Type::int32 && q_start.dims == 1 && q_start.dense() &&
+    EXPECT(q_start, q_start.type == Type::int32 && q_start.dims == 1 && q_start.dense() &&
                         q_start.size[0] == requests + 1,
                     "dense int32 [" + number(requests + 1) + "]");
-    pages.require(pages.type == Type::int32 && pages.dims == 2 && pages.dense(1) && pages.size[0] == requests,
+    EXPECT(pages, pages.type == Type::int32 && pages.dims == 2 && pages.dense(1) && pages.size[0] == requests,
                   "int32 [" + number(requests) + ", *], dense along the last dimension");
     auto* starts = reinterpret_cast<int32_t*>(q_start.data);
     auto* lengths = reinterpret_cast<int32_t*>(lens.data);
@@ -250,17 +250,17 @@ void call_attention(nb::handle q_object, nb::handle pool_object, nb::handle q_st
         q_start("attention", "q_start", q_start_object), lens("attention", "seq_lens", lens_object),
         pages("attention", "page_table", pages_object);
     pool.floats();
-    pool.require(pool.dims == 4 && pool.dense() && pool.size[0] >= num_slots && pool.size[1] == 2,
+    EXPECT(pool, pool.dims == 4 && pool.dense() && pool.size[0] >= num_slots && pool.size[1] == 2,
                  "dense [" + number(num_slots) + " or more, 2, heads, dim]");
     q.floats();
     auto* starts = reinterpret_cast<int32_t*>(q_start.data);
-    q.require(q.dims == 3 && q.dense(1) && q.size[0] == starts[lens.size[0]] && pool.size[2] > 0 &&
+    EXPECT(q, q.dims == 3 && q.dense(1) && q.size[0] == starts[lens.size[0]] && pool.size[2] > 0 &&
                   q.size[1] % pool.size[2] == 0 && q.size[2] == pool.size[3],
               "[" + number(starts[lens.size[0]]) + ", a multiple of " + number(pool.size[2]) + ", " +
                   number(pool.size[3]) + "]");
     bool same = out.dims == 3 && out.dense() && out.type == q.type;
     for (int i = 0; same && i < 3; i++) same = out.size[i] == q.size[i];
-    out.require(same, "dense, like q, which is " + q.text());
+    EXPECT(out, same, "dense, like q, which is " + q.text());
     AttentionArgs args{};
     args.q = q.data, args.q_stride = q.stride[0], args.q_bf16 = q.bf16();
     args.pool = pool.data, args.pool_bf16 = pool.bf16(), args.out = out.data;

@@ -40,6 +40,12 @@ nb::object call(nb::handle object, PyObject* name) {
     return nb::steal(value);
 }
 
+std::string shown(nb::handle object) {
+    PyObject* text = PyObject_Str(object.ptr());
+    if (!text) throw nb::python_error();
+    return nb::steal<nb::str>(text).c_str();
+}
+
 }  // namespace
 
 void refuse(const std::string& message) { throw nb::value_error(message.c_str()); }
@@ -54,9 +60,9 @@ Tensor::Tensor(const char* operation_, const char* name_, nb::handle object_)
            : dtype.ptr() == k.int64    ? Type::int64
                                        : Type::other;
     if (!PyTuple_Check(shape.ptr()) || !PyTuple_Check(strides.ptr())) refuse(std::string(operation) + ": no tensor");
-    require(attribute(object, k.is_cpu).ptr() == Py_True, "a CPU tensor");
+    EXPECT(*this, attribute(object, k.is_cpu).ptr() == Py_True, "a CPU tensor");
     dims = int(PyTuple_GET_SIZE(shape.ptr()));
-    require(dims <= MOST_DIMS, "a tensor of at most 5 dimensions");
+    EXPECT(*this, dims <= MOST_DIMS, "a tensor of at most 5 dimensions");
     for (int i = 0; i < dims; i++) {
         size[i] = PyLong_AsLong(PyTuple_GET_ITEM(shape.ptr(), i));
         stride[i] = PyLong_AsLong(PyTuple_GET_ITEM(strides.ptr(), i));
@@ -75,15 +81,13 @@ bool Tensor::dense(int first) const {
 }
 
 std::string Tensor::text() const {
-    std::string shape = nb::cast<std::string>(nb::str(nb::tuple(attribute(object, known().shape))));
-    std::string strides = nb::cast<std::string>(nb::str(call(object, known().stride)));
-    std::string result = shape + " " + nb::cast<std::string>(nb::str(attribute(object, known().dtype)));
-    if (!dense()) result += " with strides " + strides;
-    return result + " on " + nb::cast<std::string>(nb::str(nb::object(object.attr("device"))));
+    std::string result = shown(attribute(object, known().shape)) + " " + shown(attribute(object, known().dtype));
+    if (!dense()) result += " with strides " + shown(call(object, known().stride));
+    return result + " on " + shown(object.attr("device"));
 }
 
-void Tensor::require(bool holds, const std::string& wanted) const {
-    if (!holds) refuse(std::string(operation) + ": " + name + " is " + text() + "; " + wanted + " is expected");
+void Tensor::refuse_for(const std::string& wanted) const {
+    refuse(std::string(operation) + ": " + name + " is " + text() + "; " + wanted + " is expected");
 }
 
 }  // namespace trunkline

@@ -31,8 +31,10 @@ struct Tensor {
     std::string text() const;  // "[3, 4] bfloat16"
 
     // Raises ValueError "operation: name is [3, 4] bfloat16; <wanted> is expected".
-    void require(bool holds, const std::string& wanted) const;
-    void floats() const { require(type == Type::float32 || bf16(), "float32 or bfloat16"); }
+    [[noreturn]] void refuse_for(const std::string& wanted) const;
+    void floats() const {
+        if (type != Type::float32 && !bf16()) refuse_for("float32 or bfloat16");
+    }
 
 private:
     const char* operation;
@@ -40,5 +42,11 @@ private:
 };
 
 [[noreturn]] void refuse(const std::string& message);
+
+// The text is made only when the condition fails.
+#define EXPECT(tensor, condition, wanted)               \
+    do {                                                \
+        if (!(condition)) (tensor).refuse_for(wanted);  \
+    } while (false)
 
 }  // namespace trunkline
