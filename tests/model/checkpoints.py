@@ -70,7 +70,7 @@ def make_checkpoint(name: str, folder: Path, seed: int = 0) -> PreTrainedModel:
     model = AutoModelForCausalLM.from_config(FAMILIES[name], dtype=torch.float32)
     with torch.no_grad():  # transformers starts norms at one and biases at zero, which would hide mistakes
         for key, value in model.named_parameters():
-            if key.endswith("norm.weight") or key.endswith("bias"):
+            if key.endswith(("norm.weight", "bias")):
                 value.add_(torch.randn_like(value) * 0.2)
     model.save_pretrained(folder)
     return model.eval()

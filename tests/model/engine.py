@@ -56,7 +56,7 @@ def make_core(config: EngineConfig, worker: ModelWorker | None = None) -> Engine
 
 
 def run(core: EngineCore, requests: Sequence[AddRequest], gap: int = 0) -> dict[str, Result]:
-    """Submit a request every `gap` steps (-1: when the one before has finished) and run until all are done."""
+    """Submit a request every `gap` steps (-1: when the one before has finished); run until all are done."""
     results = {request.rid: Result() for request in requests}
     waiting = list(requests)
     for step in range(MAX_STEPS):

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from trunkline.bench import kernels
-from trunkline.bench.offline import Timeline, timed
+from trunkline.bench.offline import Options as OfflineOptions
+from trunkline.bench.offline import Timeline, timed, with_pool
 from trunkline.bench.report import percentile, random_prompts, rate, show, spread
 from trunkline.bench.serving import Options, Sample, arrivals, measure, server_words, summary
 from trunkline.bench.sse import HttpError, events, fetch
+from trunkline.cli.chat import Options as ChatOptions
+from trunkline.cli.chat import Remote
 from trunkline.cli.main import main
 from trunkline.cli.make_model import make_model
 from trunkline.config.cli import parse
@@ -109,6 +114,14 @@ def test_offline_reports_every_field_and_exact_counts(tiny: Path, capsys: pytest
     assert min(result[name] for name in ("load_s", "total_s", "steps", "peak_rss_bytes", "ttft_p50_ms")) > 0
 
 
+def test_offline_sizes_the_pool_for_the_workload_unless_told() -> None:
+    options = OfflineOptions(num_prompts=3, input_len=20, output_len=4, shared_prefix_len=32, page_size=8)
+    assert with_pool(options).max_total_tokens == 3 * 9 * 8
+    for given in ({"max_total_tokens": 64}, {"kv_memory": 1 << 20}, {"mem_fraction_static": 0.5}):
+        sized = replace(options, **given)  # type: ignore[arg-type]
+        assert with_pool(sized) is sized
+
+
 def test_offline_tells_what_cannot_run(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["bench", "offline", "--model-path", str(tiny), "--max-total-tokens", "256", "--cpu-threads", "1"]
     assert main([*words, "--input-len", "300", "--num-prompts", "1"]) == 2
@@ -195,6 +208,36 @@ async def test_failures_carry_the_servers_words(pieces: list[bytes], said: str) 
 async def test_pages_are_fetched() -> None:
     async with stub(lambda request: plain("200 OK", b"a\nb")) as url:
         assert await fetch(url, {}) == b"ab"
+
+
+async def test_chat_with_a_server(caplog: pytest.LogCaptureFixture) -> None:
+    asked: list[Any] = []
+
+    def reply(request: bytes) -> list[bytes]:
+        if request.startswith(b"GET /v1/models"):
+            return plain("200 OK", b'{"data": [{"id": "stub"}]}')
+        asked.append(json.loads(request.split(b"\r\n\r\n", 1)[1]))
+        deltas = [{"role": "assistant"}, {"content": "a"}, {"content": None}, {"content": "b"}]
+        lines = [b"data: %s\n\n" % json.dumps({"choices": [{"delta": d}]}).encode() for d in deltas]
+        return chunked(b"".join(lines) + b"data: [DONE]\n\n", 30)
+
+    def talk(url: str) -> list[str]:
+        remote = Remote(ChatOptions(url=url, max_tokens=7, api_key="k"))
+        try:
+            whole = list(remote.reply([{"role": "user", "content": "hi"}], True))
+            cut = remote.reply([{"role": "user", "content": "hi"}], None)
+            next(cut)
+            cut.close()  # as Ctrl-C does
+            return whole
+        finally:
+            remote.close()
+
+    async with stub(reply) as url:
+        assert await asyncio.to_thread(talk, url) == ["a", "b"]
+    assert asked[0]["chat_template_kwargs"] == {"enable_thinking": True} and asked[0]["max_tokens"] == 7
+    assert "chat_template_kwargs" not in asked[1]
+    gc.collect()
+    assert not caplog.records  # such as tasks that were left behind
 
 
 # ---------------------------------------------------------------------- serving
@@ -288,7 +331,7 @@ def test_kernels_report_every_shape(
     assert [(p["n"], p["k"], p["m"]) for p in result["linear"]] == [(32, 64, 1), (32, 64, 4)]
     assert [p["requests"] for p in result["attention"]] == [2, 1]
     for point in result["linear"] + result["attention"]:
-        assert min(point["us"], point["of_limit"]) > 0
+        assert point["us"] > 0 and point["of_limit"] >= 0
     assert result["read_gb_per_s"] > 0 and result["peak_gflop_per_s"] > 0
     assert main(words) == 0
     assert "of_limit" in capsys.readouterr().out

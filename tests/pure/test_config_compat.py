@@ -28,7 +28,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "capabilities.md"
 
 def test_the_page_is_made_from_the_table() -> None:
     made = capability_table_markdown()
-    assert PAGE.read_text() == made, "run: python -m trunkline.config.compat > docs/capabilities.md"
+    assert PAGE.read_text() == made, "run `make docs`"
     for feature in FEATURES:
         assert feature.name in made and feature.how in made
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from trunkline.config.hardware import (
     parse_meminfo,
     parse_nvidia_smi,
     quota_cores,
+    share_cores,
 )
 
 GIB = 1 << 30
@@ -117,3 +119,15 @@ def test_gpus_that_the_environment_hides_are_not_there(
     else:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     assert "".join(gpu.name for gpu in detect().gpus) == names
+
+
+@pytest.mark.parametrize(
+    ("given", "spins"),
+    [({}, "1000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "ACTIVE"}, None)],
+)
+def test_idle_threads_sleep_unless_the_user_says_otherwise(
+    given: dict[str, str], spins: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "environ", dict(given))
+    share_cores()
+    assert os.environ.get("GOMP_SPINCOUNT") == spins

@@ -152,6 +152,7 @@ def test_local_path(folder: str) -> None:
         ("[x](#none)", "# Here\n[x](#here)"),
         ("run `make nothing`", "run `make serve`, which can make a difference"),
         ("see `src/none.py`", "see `src/code.py` and `none.py`"),
+        ("see `src/code.py::none`", "see `src/code.py::some`"),
         (
             "```bash\ntrunkline serve --none\n```",
             "```bash\ntrunkline serve --port 1 --page-size 2\ncurl --none\n```",
@@ -162,7 +163,9 @@ def test_document(tmp_path: Path, planted: str, clean: str) -> None:
     (tmp_path / "docs").mkdir()
     (tmp_path / "src").mkdir()
     (tmp_path / "docs/page.md").write_text("# A heading\n")
-    (tmp_path / "src/code.py").write_text("PORT = '--port'\nclass A:\n    page_size: int = flag('int')\n")
+    (tmp_path / "src/code.py").write_text(
+        "PORT = '--port'\nclass A:\n    page_size: int = flag('int')\n\ndef some(): pass\n"
+    )
     (tmp_path / "Makefile").write_text("serve:\n")
     (tmp_path / "README.md").write_text(planted)
     flags = known_flags(read_sources(tmp_path))

@@ -277,7 +277,7 @@ def test_what_cannot_be_served_is_refused_and_nothing_is_held(message: AddReques
 
 def test_a_full_queue_is_refused_with_429() -> None:
     s = scheduler(max_queued=2)
-    for index in range(2):
+    for index in range(6):
         s.add(ask(f"r{index}", [1]))
     with pytest.raises(RequestError) as error:
         s.add(ask("late", [1]))
@@ -299,3 +299,15 @@ def test_plans_survive_serialisation() -> None:
     s.add(ask("a", [1, 3, 4]))
     plan = s.schedule()
     assert msgspec.msgpack.decode(msgspec.msgpack.encode(plan), type=StepPlan) == plan
+
+
+def test_drafts_leave_a_token_for_every_other_row() -> None:
+    config = msgspec.structs.replace(DEFAULT, step_tokens=4)
+    s = Scheduler(config, PrefixCache(64, 1), (2,), 100, num_drafts=3)
+    for rid in "abcd":
+        s.add(ask(rid, [ord(rid) - 90], 9))
+    step(s)
+    for _ in range(4):
+        assert [row.q_len for row in step(s)[0].rows] == [1, 1, 1, 1]
+    s.abort("d")
+    assert [(row.q_len, row.num_drafts) for row in step(s)[0].rows] == [(2, 1), (1, 0), (1, 0)]

@@ -86,14 +86,20 @@ def frontend(client: FakeClient, tokenizer: Tokenizer, config: EngineConfig) -> 
     return Frontend(client, tokenizer, config)
 
 
-def make_app(client: FakeClient, tokenizer: Tokenizer, config: EngineConfig, **defaults: float) -> Gate:
+def make_app(
+    client: FakeClient,
+    tokenizer: Tokenizer,
+    config: EngineConfig,
+    template: str | None = TEMPLATE,
+    **defaults: float,
+) -> Gate:
     """The whole application but for the core; `defaults` as from generation_config.json."""
     model = ServedModel(
         name="tiny",
         path="/models/tiny",
         architecture="TinyForCausalLM",
         tokenizer=tokenizer,
-        template=ChatTemplate(TEMPLATE, tokenizer.special_tokens),
+        template=None if template is None else ChatTemplate(template, tokenizer.special_tokens),
         defaults=defaults,
         weight_version="v7",
     )

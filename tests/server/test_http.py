@@ -209,6 +209,18 @@ async def test_flush_and_information(http: httpx.AsyncClient, client: FakeClient
     client.flush_ok = False
     response = await http.post("/flush_cache")
     assert (response.status_code, response.json()["error"]["code"]) == (400, "engine_busy")
+    waiting = asyncio.create_task(http.post("/flush_cache?timeout=5"))
+    await asyncio.sleep(0.05)
+    assert not waiting.done()
+    client.flush_ok = True
+    assert (await waiting).status_code == 200
+    for query, code in (
+        ("timeout=-1", "out_of_range"),
+        ("timeout=x", "invalid_type"),
+        ("a=1", "unknown_field"),
+    ):
+        response = await http.post(f"/flush_cache?{query}")
+        assert (response.status_code, response.json()["error"]["code"]) == (400, code)
     assert (await http.get("/v1/models")).json()["data"][0]["max_model_len"] == 512
     assert (await http.get("/get_model_info")).json()["weight_version"] == "v7"
     assert (await http.get("/get_server_info")).json()["internal_states"][0]["pages_total"] == 64

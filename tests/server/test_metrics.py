@@ -57,15 +57,17 @@ async def test_counters_are_sums_over_responses(http: httpx.AsyncClient, client:
 
 
 async def test_aborted_completions_count(http: httpx.AsyncClient, client: FakeClient) -> None:
-    client.delay = 0.02
+    client.delay, client.cached = 0.02, 1
     body = {"prompt": "hi", "rid": "r", "n": 2}
     task = asyncio.create_task(http.post("/v1/completions", json=body))
     await asyncio.sleep(0.05)
     await http.post("/abort_request", json={"rid": "r"})
-    await task
+    usage = (await task).json()["usage"]
     seen = samples((await http.get("/metrics")).text)
     assert seen["trunkline:num_aborted_requests_total"] == 2
     assert seen["trunkline:num_requests_total"] == 2
+    assert seen["trunkline:cached_tokens_total"] == 1
+    assert seen["trunkline:generation_tokens_total"] == usage["completion_tokens"] > 0
 
 
 async def test_nothing_exported_stays_empty(http: httpx.AsyncClient) -> None:

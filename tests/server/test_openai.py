@@ -219,6 +219,19 @@ async def test_tool_calls(tokenizer: Tokenizer, config: EngineConfig) -> None:
         assert "tools\n" not in tokenizer.decode(client.added[-1].token_ids, skip_special_tokens=False)
 
 
+async def test_tools_that_the_model_would_not_see_are_refused(
+    client: FakeClient, tokenizer: Tokenizer, config: EngineConfig
+) -> None:
+    app = make_app(client, tokenizer, config, template="{{ messages[0].content }}")
+    async with http_client(app) as http:
+        response = await http.post(CHAT, json={**HI, "tools": TOOLS})
+        assert (response.status_code, response.json()["error"]["param"]) == (400, "tools")
+        assert (await http.post(CHAT, json={**HI, "tools": TOOLS, "tool_choice": "none"})).status_code == 200
+    async with http_client(make_app(client, tokenizer, config, template=None)) as http:
+        response = await http.post(CHAT, json=HI)
+        assert response.json()["error"]["code"] == "no_chat_template"
+
+
 async def test_messages_reach_the_template(
     http: httpx.AsyncClient, client: FakeClient, tokenizer: Tokenizer
 ) -> None:
@@ -256,7 +269,7 @@ async def test_parameters_reach_the_core(http: httpx.AsyncClient, client: FakeCl
     assert (add.rid, add.priority, add.cache_key.salt, add.cache_key.weight_version) == (
         "mine",
         3,
-        "e\0s",
+        '["e", "s"]',
         "v7",
     )
 

@@ -41,19 +41,23 @@ class Case:
     submissions: list[Submission]
     flush_at: list[int] = field(default_factory=list)
     abort_all_at: int | None = None
+    shutdown_at: int | None = None
+    stats_at: int | None = None
     breaks: dict[int, str] = field(default_factory=dict)  # step -> call of the worker that raises
+    most_at_once: int | None = None  # a registered constraint: tokens of one request in one step
+    pauses: bool = False  # a registered constraint: a request may run nothing now and then
     exact: bool = False
 
 
 def fits_context(message: AddRequest, max_context: int) -> bool:
-    prompt, limit = len(message.token_ids), message.params.max_new_tokens or 0
-    return 0 < prompt < max_context and prompt + limit <= max_context
+    prompt, limit = len(message.token_ids), message.params.max_new_tokens
+    return 0 < prompt < max_context and prompt + (limit or 0) <= max_context
 
 
 def pages_needed(message: AddRequest, page_size: int, max_context: int) -> int:
-    """Pages that a request may hold at its longest."""
+    """Pages that a request must be able to hold: with no limit, what one token of output takes."""
     limit = message.params.max_new_tokens
-    longest = max_context if limit is None else len(message.token_ids) + limit
+    longest = len(message.token_ids) + (1 if limit is None else limit)
     return -(-longest // page_size)
 
 
@@ -86,6 +90,7 @@ def make_case(seed: int) -> Case:
             policy=rng.choice(("fcfs", "lpm")),
             conservativeness=0.0 if crowded else rng.choice((0.0, 0.3, 1.0, 2.0)),
             depth=rng.choice((0, 1, 1, 2)),
+            max_queued=rng.choice((1, 3)) if rng.random() < 0.05 else 1024,
             prefill_wait=rng.random() < 0.6,
         ),
         num_pages=need + spare,
@@ -96,10 +101,17 @@ def make_case(seed: int) -> Case:
         submissions=submissions,
         flush_at=sorted(rng.randrange(last + 30) for _ in range(rng.choice((0, 0, 1, 3)))),
         abort_all_at=rng.randrange(1, last + 20) if rng.random() < 0.05 else None,
-        breaks={rng.randrange(20): rng.choice(("forward", "sample", "result"))}
-        if rng.random() < 0.06
-        else {},
+        most_at_once=rng.choice((1, 2, 5)) if rng.random() < 0.1 else None,
+        shutdown_at=rng.randrange(1, last + 20) if rng.random() < 0.03 else None,
+        stats_at=rng.randrange(last + 20) if rng.random() < 0.2 else None,
+        breaks=_breaks(rng) if rng.random() < 0.06 else {},
+        pauses=rng.random() < 0.05,
     )
+
+
+def _breaks(rng: Random) -> dict[int, str]:
+    """One or two steps that fail; three in a row would end the engine."""
+    return {rng.randrange(20): rng.choice(("forward", "sample", "result")) for _ in range(rng.choice((1, 2)))}
 
 
 def _messages(entry: Submission) -> list[AddRequest]:
@@ -117,7 +129,8 @@ def _submissions(rng: Random, page_size: int, max_context: int, crowded: bool) -
     found: list[Submission] = []
     spread = rng.choice((0, 1) if crowded else (0, 1, 4, 12))
     at = 0
-    for index in range(rng.choice((3, 5, 8) if crowded else (1, 2, 4, 6, 8, 10))):
+    count = rng.choice((3, 5, 8) if crowded else (1, 2, 4, 6, 8, 10))
+    for index in range(100 if rng.random() < 0.002 else count):
         if found and rng.random() < 0.15:
             before = rng.choice(found)
             key = before.message.cache_key
@@ -131,9 +144,11 @@ def _submissions(rng: Random, page_size: int, max_context: int, crowded: bool) -
         _complicate(rng, entry, max_context)
         found.append(entry)
         at += rng.randrange(spread + 1)
-    for entry in found:
+    for entry in list(found):
         if rng.random() < 0.03:
             entry.message = _impossible(rng, entry.message, max_context)
+        elif rng.random() < 0.03:  # a second one of its name, most often while it is live
+            found.append(Submission(entry.message, entry.at + rng.randrange(4)))
     return found
 
 
@@ -157,7 +172,7 @@ def _message(rng: Random, rid: str, prompt: list[int], key: CacheKey, crowded: b
         rid=rid,
         token_ids=prompt,
         params=SamplingParams(
-            max_new_tokens=limit,
+            max_new_tokens=None if rng.random() < 0.04 else limit,
             min_new_tokens=rng.choice((0, 0, 0, min(3, limit), limit)),
             presence_penalty=rng.choice((0.0, 0.0, 0.5)),
             sampling_seed=rng.choice((None, 1, 2)),
@@ -212,8 +227,8 @@ def _exact_case(seed: int, rng: Random) -> Case:
         tail = [next(heads)] + [
             rng.randrange(NUM_SAMPLED, VOCAB_SIZE) for _ in range(rng.randrange(block - 1))
         ]
-        message = _message(rng, f"r{index}", rng.choice(stems) + tail, CacheKey())
-        message = msgspec.structs.replace(message, logprobs=None)
+        params = SamplingParams(max_new_tokens=rng.choice((1, 4, 12)), ignore_eos=rng.random() < 0.5)
+        message = AddRequest(rid=f"r{index}", token_ids=rng.choice(stems) + tail, params=params)
         submissions.append(Submission(message, at))
         at += rng.choice((0, 0, 1, 3))
     max_running = rng.choice((2, 4, 8))

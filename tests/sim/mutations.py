@@ -66,13 +66,16 @@ def _wrapped(original: Any, wrapper: Wrapper) -> Any:
     return lambda *args, **kwargs: wrapper(original, *args, **kwargs)
 
 
-def catch(mutation: Mutation, cases: int, seed: int = 0) -> tuple[int, str] | None:
-    """(cases until caught, what caught it), or None when `cases` cases from `seed` pass with the bug in."""
+def catch(mutation: Mutation, cases: int, seed: int = 0, *, strict: bool = True) -> tuple[int, str] | None:
+    """(cases until caught, what caught it), or None when `cases` cases from `seed` pass with the bug in.
+
+    With `strict=False` only what clients see can catch it.
+    """
     with planted(mutation):
         for index in range(cases):
             try:
                 with without_logging():
-                    run_case(make_case(seed + index))
+                    run_case(make_case(seed + index), strict=strict)
             except (AttributeError, NameError, TypeError) as error:
                 raise StaleMutation(f"{mutation.name}: {error!r}") from error
             except Exception as error:
@@ -90,6 +93,10 @@ def _publish_up_to(extra: Callable[[PrefixCache], int]) -> Wrapper:
 
 def _any_key(original: Any, self: PrefixCache, key: CacheKey, *args: Any) -> Any:
     return original(self, CacheKey(), *args)
+
+
+def _publish_less(original: Any, self: PrefixCache, lease: Any, tokens: list[int], num_tokens: int) -> Any:
+    return original(self, lease, tokens, max(0, num_tokens - self.page_size))
 
 
 def _first_page_decides(
@@ -171,8 +178,12 @@ def _keeps_received(original: Any, self: Scheduler, request: Request) -> None:
     request.received = received
 
 
-def _no_budget(original: Any, self: Scheduler, request: Request, budget: int) -> Any:
-    return original(self, request, 1 << 30)
+def _no_budget(original: Any, self: Scheduler, request: Request, budget: int, *args: Any) -> Any:
+    return original(self, request, 1 << 30, *args)
+
+
+def _drafts_displace(original: Any, self: Scheduler, request: Request, budget: int, *args: Any) -> Any:
+    return original(self, request, budget)
 
 
 def _start_off_by_one(original: Any, self: Scheduler, *args: Any) -> Any:
@@ -291,6 +302,12 @@ MUTATIONS = (
         _publish_up_to(lambda cache: cache.page_size - 1),
     ),
     Mutation(
+        "last_page_not_published",
+        "the last full page is not shared",
+        ((PrefixCache, "publish"),),
+        _publish_less,
+    ),
+    Mutation(
         "publish_in_flight",
         "KV of steps that have not come back is shared",
         ((Scheduler, "_publish"),),
@@ -345,6 +362,12 @@ MUTATIONS = (
         _keeps_received,
     ),
     Mutation("budget_ignored", "a step may have any number of tokens", ((Scheduler, "_fit"),), _no_budget),
+    Mutation(
+        "drafts_displace",
+        "drafts of one row take the budget of another's token",
+        ((Scheduler, "_fit"),),
+        _drafts_displace,
+    ),
     Mutation(
         "new_pages_off_by_one", "new pages start one entry early", ((Scheduler, "_grow"),), _start_off_by_one
     ),

@@ -38,14 +38,17 @@ def _smaller(case: Case) -> Iterator[Case]:
     for index in range(len(entries)):
         if len(entries) > 1:
             yield replace(case, submissions=entries[:index] + entries[index + 1 :])
-    for change in (
-        {"flush_at": []},
-        {"abort_all_at": None},
-        {"breaks": {}},
-        {"num_drafts": 0},
-        {"needs_host_seq_lens": False},
+    for changed in (
+        replace(case, flush_at=[]),
+        replace(case, abort_all_at=None),
+        replace(case, shutdown_at=None),
+        replace(case, stats_at=None),
+        replace(case, breaks={}),
+        replace(case, num_drafts=0),
+        replace(case, needs_host_seq_lens=False),
+        replace(case, most_at_once=None),
+        replace(case, pauses=False),
     ):
-        changed = replace(case, **change)  # type: ignore[arg-type]
         if changed != case:
             yield changed
     if case.num_pages > 1:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from tests.sim.cases import make_case
@@ -36,7 +38,7 @@ def test_a_mutation_without_a_target_fails_loudly() -> None:
 
 
 def test_a_wrapper_that_no_longer_fits_fails_loudly() -> None:
-    def wrapper(original: object, self: Scheduler) -> None:
+    def wrapper(original: object, self: Any) -> None:
         self.no_such_attribute  # noqa: B018
 
     with pytest.raises(StaleMutation, match="no_such_attribute"):

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from dataclasses import replace
 
 import pytest
 
-from tests.sim.__main__ import run_chunk, run_one
-from tests.sim.cases import make_case
+from tests.sim.__main__ import run_many, run_one
+from tests.sim.cases import Case, Submission, make_case
 from tests.sim.mutations import MUTATIONS, planted
-from tests.sim.runner import run_case
+from tests.sim.runner import run_case, run_chunk
 from tests.sim.shrink import shrink
 from tests.sim.toy_lm import generate, slot_of, start_state
 from tests.sim.worker import Arrival, ProtocolError, ToyWorker
+from trunkline.config.schema import SchedulerConfig
 from trunkline.messages import AddRequest
 from trunkline.scheduler.plan import Admit, PagesAt, RowStep, StepPlan
 from trunkline.types import CacheKey, SamplingParams
@@ -41,6 +43,19 @@ def test_a_case_is_the_same_every_time() -> None:
 def test_one_case_is_traced(capsys: pytest.CaptureFixture[str]) -> None:
     assert run_one(7, smaller=False) == 0
     assert "step 0: retires [] admits [" in capsys.readouterr().out
+
+
+def test_many_cases_in_two_processes(capfd: pytest.CaptureFixture[str]) -> None:
+    assert run_many(120, seed=50, jobs=2, as_json=True) == 0
+    record = json.loads(capfd.readouterr().out)
+    assert record["failed"] == [] and record["counts"] == dict(run_chunk(range(50, 170))[0])
+
+
+def test_a_failing_case_is_named_and_shown(capfd: pytest.CaptureFixture[str]) -> None:
+    with planted(next(mutation for mutation in MUTATIONS if mutation.name == "key_ignored")):
+        assert run_many(60, seed=0, jobs=1, as_json=False) == 1
+    shown = capfd.readouterr()
+    assert "--case" in shown.out and "SchedulerConfig" in shown.err and "another prefix" in shown.err
 
 
 def test_features_do_not_change_outputs() -> None:
@@ -209,6 +224,23 @@ def test_a_failing_case_shrinks() -> None:
         smaller = shrink(case)
     assert 2 <= len(smaller.submissions) <= 3
     assert smaller.scheduler.depth == 0 and smaller.num_drafts == 0 and not smaller.breaks
+
+
+def test_a_plan_that_only_swaps_pages_reaches_the_worker() -> None:
+    """Found by a random case: with all rows held back, a plan had page changes and nothing else."""
+    prompts = ([1] * 5, [1, 1, 1, 1, 1, 1, 63, 20, 17, 17, 21, 22, 22])
+    messages = [
+        AddRequest(rid=f"r{i}", token_ids=prompt, params=SamplingParams(max_new_tokens=3, ignore_eos=True))
+        for i, prompt in enumerate(prompts)
+    ]
+    config = SchedulerConfig(
+        max_running=8, step_tokens=8, max_context=160, conservativeness=0.0, prefill_wait=False
+    )
+    submissions = [Submission(message, at=0) for message in messages]
+    case = Case(-1, config, 6, 4, True, 0, False, submissions, pauses=True)
+    plans: list[StepPlan] = []
+    run_case(case, trace=plans.append)
+    assert any(plan.new_pages and not (plan.rows or plan.retires) for plan in plans)
 
 
 def test_counts_add_up_over_chunks() -> None:

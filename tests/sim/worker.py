@@ -21,6 +21,10 @@ class ProtocolError(BaseException):
     """
 
 
+def _tolerate(condition: bool, message: str) -> None:
+    """Stands in for `require` where outputs alone are to show what is wrong."""
+
+
 class WorkerFault(Exception):
     """A planted breakdown of a step, as of a device out of memory: the engine must fence it."""
 
@@ -82,7 +86,9 @@ class ToyResult:
 
     def result(self) -> StepOutput:
         flying = self._worker.in_flight
-        require(bool(flying) and flying[0] is self, "results are fetched once each, oldest first")
+        self._worker.require(
+            bool(flying) and flying[0] is self, "results are fetched once each, oldest first"
+        )
         del flying[0]
         if self._breaks:
             raise WorkerFault(f"result of step {self.plan.step}")
@@ -112,11 +118,13 @@ class ToyWorker:
         shared_pages: Callable[[], set[int]],
         needs_host_seq_lens: bool = False,
         breaks: dict[int, str] | None = None,
+        strict: bool = True,
     ) -> None:
         self.page_size, self.num_pages, self.max_running = page_size, num_pages, max_running
         self.step_tokens, self.max_context = step_tokens, max_context
         self.num_drafts, self.depth = num_drafts, depth
         self.needs_host_seq_lens = needs_host_seq_lens
+        self.require = require if strict else _tolerate
         self.arrivals, self.shared_pages = arrivals, shared_pages
         self.breaks = breaks or {}  # step -> which of "forward", "sample", "result" raises
         self.kv: list[list[int | None]] = [[None] * page_size for _ in range(num_pages)]
@@ -132,15 +140,15 @@ class ToyWorker:
 
     # ------------------------------------------------------------------ the contract
     def forward(self, plan: StepPlan) -> ToyStep:
-        require(plan.step > self.last_step, f"step {plan.step} after step {self.last_step}")
+        self.require(plan.step > self.last_step, f"step {plan.step} after step {self.last_step}")
         self.last_step = plan.step
-        require(not (self.needs_host_seq_lens and self.in_flight), "a plan that ran ahead of the host")
+        self.require(not (self.needs_host_seq_lens and self.in_flight), "a plan that ran ahead of the host")
         self.ran_rows = bool(plan.rows)
         if self.trace is not None:
             self.trace(plan)
         shared = self.shared_pages()
         for number in plan.retires:
-            require(number in self.rows, f"retire of row {number}, which is not live")
+            self.require(number in self.rows, f"retire of row {number}, which is not live")
             self._hold(self.rows.pop(number).table, -1)
         for admit in plan.admits:
             self._admit(admit, shared)
@@ -148,20 +156,22 @@ class ToyWorker:
             self._change_table(change)
         self._settle_new_pages(shared)
         self._break("forward", plan)
-        require(plan.num_tokens <= self.step_tokens, f"{plan.num_tokens} tokens, budget {self.step_tokens}")
+        self.require(
+            plan.num_tokens <= self.step_tokens, f"{plan.num_tokens} tokens, budget {self.step_tokens}"
+        )
         numbers = [step.row for step in plan.rows]
-        require(len(set(numbers)) == len(numbers), "a row occurs twice in one step")
+        self.require(len(set(numbers)) == len(numbers), "a row occurs twice in one step")
         self.computed_tokens += plan.num_tokens
         fails = plan.step in self.breaks
         return ToyStep(plan, [self._run(step, shared, fails) for step in plan.rows])
 
     def sample(self, step: ToyStep, masks: None) -> ToyResult:
-        require(masks is None, "masks without a grammar")
+        self.require(masks is None, "masks without a grammar")
         self._break("sample", step.plan)
         output = StepOutput([self._sample(computed) for computed in step.rows])
         result = ToyResult(self, step.plan, output, self.breaks.get(step.plan.step) == "result")
         self.in_flight.append(result)
-        require(
+        self.require(
             len(self.in_flight) <= self.depth + 1,
             f"{len(self.in_flight)} steps in flight at depth {self.depth}",
         )
@@ -178,14 +188,18 @@ class ToyWorker:
 
     def _admit(self, admit: Admit, shared: set[int]) -> None:
         what = f"admit of {admit.rid} to row {admit.row}"
-        require(0 <= admit.row < self.max_running, f"{what}: no such row")
-        require(admit.row not in self.rows, f"{what}: the row is live")
-        require(all(row.rid != admit.rid for row in self.rows.values()), f"{what}: the request has a row")
-        require(admit.rid in self.arrivals, f"{what}: unknown request")
-        require(
+        self.require(0 <= admit.row < self.max_running, f"{what}: no such row")
+        self.require(admit.row not in self.rows, f"{what}: the row is live")
+        self.require(
+            all(row.rid != admit.rid for row in self.rows.values()), f"{what}: the request has a row"
+        )
+        self.require(admit.rid in self.arrivals, f"{what}: unknown request")
+        self.require(
             0 <= admit.computed < len(admit.token_ids), f"{what}: {admit.computed} of the tokens computed"
         )
-        require(0 < admit.prompt_len <= len(admit.token_ids), f"{what}: prompt length {admit.prompt_len}")
+        self.require(
+            0 < admit.prompt_len <= len(admit.token_ids), f"{what}: prompt length {admit.prompt_len}"
+        )
         arrival = self.arrivals[admit.rid]
         row = Row(
             rid=admit.rid,
@@ -201,19 +215,23 @@ class ToyWorker:
             drafts=[],
         )
         if row.report_from is not None:
-            require(1 <= row.report_from < row.prompt_len, f"{what}: prompt logprobs from {row.report_from}")
-            require(
+            self.require(
+                1 <= row.report_from < row.prompt_len, f"{what}: prompt logprobs from {row.report_from}"
+            )
+            self.require(
                 row.computed < row.report_from, f"{what}: position {row.report_from} has no logits to report"
             )
         self.rows[admit.row] = row
         filled = -(-row.computed // self.page_size)
-        require(len(admit.pages) >= filled, f"{what}: {len(admit.pages)} pages for {row.computed} tokens")
+        self.require(
+            len(admit.pages) >= filled, f"{what}: {len(admit.pages)} pages for {row.computed} tokens"
+        )
         hit = 0 if admit.received else filled  # pages that come from the tree
-        require(
+        self.require(
             all(page in shared for page in admit.pages[:hit]), f"{what}: computed pages that nobody shares"
         )
         if admit.received:
-            require(
+            self.require(
                 admit.received == arrival.received == admit.computed,
                 f"{what}: {admit.received} tokens received",
             )
@@ -230,14 +248,18 @@ class ToyWorker:
             page = row.table[position // size]
             if position < hit * size:
                 found = self.kv[page][position % size]
-                require(found is not None, f"{what}: position {position} of a shared page was never written")
-                require(found == slot, f"{what}: position {position} of a shared page holds another prefix")
+                self.require(
+                    found is not None, f"{what}: position {position} of a shared page was never written"
+                )
+                self.require(
+                    found == slot, f"{what}: position {position} of a shared page holds another prefix"
+                )
             else:
                 self._received.append((page, position % size, slot))
             attended += slot
 
     def _attach(self, row: Row, pages: list[int]) -> None:
-        require(all(0 <= page < self.num_pages for page in pages), f"{row.rid}: page ids {pages}")
+        self.require(all(0 <= page < self.num_pages for page in pages), f"{row.rid}: page ids {pages}")
         row.table += pages
         self._hold(pages, 1)
 
@@ -249,8 +271,10 @@ class ToyWorker:
     def _settle_new_pages(self, shared: set[int]) -> None:
         """Once a plan's tables are final, wipe its new pages, so that what they held before can't be used."""
         for row, page in self._new:
-            require(self.holders[page] == 1, f"{row.rid}: new page {page} is in another row's page table")
-            require(page not in shared, f"{row.rid}: new page {page} belongs to the prefix tree")
+            self.require(
+                self.holders[page] == 1, f"{row.rid}: new page {page} is in another row's page table"
+            )
+            self.require(page not in shared, f"{row.rid}: new page {page} belongs to the prefix tree")
             self.kv[page] = [None] * self.page_size
         for page, offset, slot in self._received:
             self.kv[page][offset] = slot
@@ -258,18 +282,18 @@ class ToyWorker:
         self._received.clear()
 
     def _change_table(self, change: PagesAt) -> None:
-        require(change.row in self.rows, f"new pages for row {change.row}, which is not live")
+        self.require(change.row in self.rows, f"new pages for row {change.row}, which is not live")
         row = self.rows[change.row]
         start, have = change.start, len(row.table)
-        require(0 <= start <= have, f"{row.rid}: pages from entry {start}, the page table has {have}")
+        self.require(0 <= start <= have, f"{row.rid}: pages from entry {start}, the page table has {have}")
         swapped = change.pages[: have - start]
         for index, page in enumerate(swapped, start):
             old, size = row.table[index], self.page_size
-            require(
+            self.require(
                 (index + 1) * size <= row.computed, f"{row.rid}: entry {index} swapped while being written"
             )
-            require(None not in self.kv[page], f"{row.rid}: entry {index} swapped for an unwritten page")
-            require(
+            self.require(None not in self.kv[page], f"{row.rid}: entry {index} swapped for an unwritten page")
+            self.require(
                 self.kv[page] == self.kv[old], f"{row.rid}: entry {index} swapped for a page that differs"
             )
             row.table[index] = page
@@ -279,28 +303,32 @@ class ToyWorker:
 
     # ------------------------------------------------------------------ compute
     def _run(self, step: RowStep, shared: set[int], step_fails: bool) -> Computed:
-        require(step.row in self.rows, f"row {step.row} runs without an admit")
+        self.require(step.row in self.rows, f"row {step.row} runs without an admit")
         row, size = self.rows[step.row], self.page_size
         first, base = row.computed, step.q_len - step.num_drafts
         what = f"{row.rid} at {first}+{step.q_len}"
-        require(base >= 1 and step.num_drafts >= 0, f"{what}: {base} tokens before {step.num_drafts} drafts")
-        require(
+        self.require(
+            base >= 1 and step.num_drafts >= 0, f"{what}: {base} tokens before {step.num_drafts} drafts"
+        )
+        self.require(
             step.num_drafts <= len(row.drafts), f"{what}: {step.num_drafts} drafts, {len(row.drafts)} exist"
         )
-        require(first + base <= len(row.tokens), f"{what}: the row has {len(row.tokens)} tokens")
+        self.require(first + base <= len(row.tokens), f"{what}: the row has {len(row.tokens)} tokens")
         whole = first + base == len(row.tokens)
-        require(
+        self.require(
             step.samples == whole, f"{what}: samples={step.samples}, the row has {len(row.tokens)} tokens"
         )
-        require(step.samples or step.num_drafts == 0, f"{what}: drafts without sampling")
+        self.require(step.samples or step.num_drafts == 0, f"{what}: drafts without sampling")
         end = first + step.q_len
-        require(end <= self.max_context, f"{what}: beyond the context of {self.max_context}")
-        require(end <= len(row.table) * size, f"{what}: the page table holds {len(row.table) * size} tokens")
+        self.require(end <= self.max_context, f"{what}: beyond the context of {self.max_context}")
+        self.require(
+            end <= len(row.table) * size, f"{what}: the page table holds {len(row.table) * size} tokens"
+        )
         if first < row.prompt_len:
             self.computed_prompt_tokens += min(end, row.prompt_len) - first
         for page in row.table[first // size : -(-end // size)]:
-            require(page not in shared, f"{what}: writes to page {page}, which the prefix tree shares")
-            require(self.holders[page] == 1, f"{what}: writes to page {page}, which another row reads")
+            self.require(page not in shared, f"{what}: writes to page {page}, which the prefix tree shares")
+            self.require(self.holders[page] == 1, f"{what}: writes to page {page}, which another row reads")
         tokens = row.tokens[first : first + base] + row.drafts[: step.num_drafts]
         attended = row.start + self._read(row, first)
         fails = row.steps == row.arrival.fails_at or step_fails
@@ -322,7 +350,7 @@ class ToyWorker:
         try:
             total = sum(slots[:count])  # type: ignore[arg-type]
         except TypeError:
-            require(row.broken, f"{row.rid}: reads unwritten KV at {slots.index(None)} of {count}")
+            self.require(row.broken, f"{row.rid}: reads unwritten KV at {slots.index(None)} of {count}")
         return total
 
     # ------------------------------------------------------------------ sample

@@ -12,7 +12,7 @@ from tools.check.source import Source, Violation, dotted_name
 LINK = re.compile(r"\]\((?!https?://|mailto:)([^)#\s]*)(#[^)\s]*)?\)")
 MAKE_TARGET = re.compile(r"(?:`|^|\s)make ([a-z][a-z-]+)(?=`|\s*$| [A-Z]+=)", re.MULTILINE)
 FLAG = re.compile(r"(?<![\w-])--[a-z][a-z0-9-]+")
-CODE_PATH = re.compile(r"`((?:src|tests|tools|docs|training|\.ci)/[\w./-]+)`")
+CODE_PATH = re.compile(r"`((?:src|tests|tools|docs|training|\.ci)/[\w./-]+)(?:::(\w+))?`")
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 OUR_COMMANDS = re.compile(r"trunkline|python -m |make ")
 
@@ -46,11 +46,14 @@ def heading_anchors(text: str) -> set[str]:
 
 
 def check_named_things(root: Path, path: str, text: str) -> Iterator[Violation]:
-    """Files in backticks and make targets exist."""
+    """Files in backticks (`path` or `path::function`) and make targets exist."""
     targets = set(re.findall(r"^([a-z-]+):", (root / "Makefile").read_text(), re.MULTILINE))
     for match in CODE_PATH.finditer(text):
-        if not (root / match.group(1)).exists():
+        file, function = root / match.group(1), match.group(2)
+        if not file.exists():
             yield _at(path, text, match, f"{match.group(1)} does not exist")
+        elif function and f"def {function}(" not in file.read_text():
+            yield _at(path, text, match, f"{match.group(1)} has no function {function}")
     for match in MAKE_TARGET.finditer(text):
         if match.group(1) not in targets:
             yield _at(path, text, match, f"the Makefile has no target {match.group(1)}")

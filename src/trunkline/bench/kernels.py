@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import trunkline
 from trunkline.config.cli import help_text, parse, wants_help
 from trunkline.config.flags import flag
-from trunkline.config.hardware import detect
+from trunkline.config.hardware import detect, share_cores
 from trunkline.types import RequestError
 
 if TYPE_CHECKING:
@@ -113,6 +113,7 @@ def run(words: list[str]) -> int:
 def measure(options: Options) -> dict[str, Any]:
     """All measurements. Raises RequestError when the device or dtype cannot be had."""
     hardware = detect()
+    share_cores()
     if options.device == "cuda" and not hardware.cuda:
         raise RequestError(
             "--device cuda: no GPU that torch can use", code="device_unavailable", param="--device"

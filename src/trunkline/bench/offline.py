@@ -9,7 +9,8 @@ import asyncio
 import sys
 import time
 from contextlib import aclosing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -17,13 +18,16 @@ from trunkline.bench.report import Number, peak_rss_bytes, random_prompts, rate,
 from trunkline.config.cli import help_text, parse, wants_help
 from trunkline.config.flags import Args, again, flag
 from trunkline.config.resolve import Resolved, load_config
-from trunkline.engine.client import EngineClient
 from trunkline.messages import AddRequest, Stats
 from trunkline.types import RequestError, SamplingParams
 
+if TYPE_CHECKING:
+    from trunkline.engine.client import EngineClient
+
 ABOUT = (
     "Run requests of random tokens through an engine in this process. Prefill rate: prompt tokens that were "
-    "computed, over the time to the last first token. Decode rate: output tokens after that, over the rest."
+    "computed, over the time to the last first token. Decode rate: output tokens after that, over the rest. "
+    "The KV pool holds the workload, unless a flag sizes it."
 )
 
 
@@ -58,15 +62,26 @@ def run(words: list[str]) -> int:
         return 0
     options = parse(words, Options)
     started = time.perf_counter()
-    resolved = load_config(options)
+    resolved = load_config(with_pool(options))
     if not options.json:
         print(resolved.memory.table(), file=sys.stderr)
     show(asyncio.run(measure(options, resolved, started)), as_json=options.json)
     return 0
 
 
+def with_pool(options: Options) -> Options:
+    """Size the KV pool for all requests at once and a page of slack for each, if no flag sizes it."""
+    if (options.max_total_tokens, options.kv_memory, options.mem_fraction_static) != (None, None, None):
+        return options
+    longest = options.shared_prefix_len + options.input_len + options.output_len
+    pages = options.num_prompts * (longest // options.page_size + 2)
+    return replace(options, max_total_tokens=pages * options.page_size)
+
+
 async def measure(options: Options, resolved: Resolved, started: float) -> dict[str, object]:
     """Load, run, count. Raises RequestError when a request cannot run or ends early."""
+    from trunkline.engine.client import EngineClient
+
     config = resolved.config
     client = await EngineClient.in_process(config)
     try:

@@ -67,12 +67,13 @@ async def request(
         writer.write(head.encode() + b"\r\n" + content)
         await writer.drain()
         status, chunked = await _read_head(reader)
-        lines = _lines(_chunks(reader) if chunked else _rest(reader))
-        if status >= 400:
-            text = b"".join([line async for line in lines])
-            raise HttpError(f"{url}: HTTP {status}: {_message(text)}", status)
-        async for line in lines:
-            yield line
+        pieces = _chunks(reader) if chunked else _rest(reader)
+        async with aclosing(pieces), aclosing(_lines(pieces)) as lines:
+            if status >= 400:
+                text = b"".join([line async for line in lines])
+                raise HttpError(f"{url}: HTTP {status}: {_message(text)}", status)
+            async for line in lines:
+                yield line
     finally:
         writer.close()
 
@@ -84,18 +85,18 @@ async def _read_head(reader: asyncio.StreamReader) -> tuple[int, bool]:
     return int(head[0].split()[1]), "transfer-encoding:chunked" in names
 
 
-async def _chunks(reader: asyncio.StreamReader) -> AsyncIterator[bytes]:
+async def _chunks(reader: asyncio.StreamReader) -> AsyncGenerator[bytes, None]:
     while size := int((await reader.readline()).split(b";")[0] or b"0", 16):
         yield await reader.readexactly(size)
         await reader.readexactly(2)
 
 
-async def _rest(reader: asyncio.StreamReader) -> AsyncIterator[bytes]:
+async def _rest(reader: asyncio.StreamReader) -> AsyncGenerator[bytes, None]:
     while data := await reader.read(2**16):
         yield data
 
 
-async def _lines(pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+async def _lines(pieces: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
     held = b""
     async for piece in pieces:
         *whole, held = (held + piece).split(b"\n")

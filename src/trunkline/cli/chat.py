@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import json
 import sys
@@ -10,7 +9,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 from typing import Any, Protocol
 
-from trunkline.bench.sse import HttpError, events, fetch
 from trunkline.config.cli import help_text, parse, wants_help
 from trunkline.config.flags import Args, again, flag
 from trunkline.types import RequestError
@@ -189,6 +187,10 @@ class Remote:
     """A server with the OpenAI API. Raises RequestError when it does not answer."""
 
     def __init__(self, options: Options) -> None:
+        import asyncio
+
+        from trunkline.bench.sse import fetch
+
         assert options.url is not None
         self._url = options.url.rstrip("/")
         self._headers = {"Authorization": f"Bearer {options.api_key}"} if options.api_key else {}
@@ -196,7 +198,7 @@ class Remote:
         try:
             models = json.loads(self._loop.run_until_complete(fetch(f"{self._url}/v1/models", self._headers)))
             self.name = options.served_model_name or str(models["data"][0]["id"])
-        except (OSError, EOFError, ValueError, HttpError) as error:
+        except (OSError, EOFError, ValueError, RequestError) as error:
             self._loop.close()
             raise RequestError(
                 f"{self._url} does not answer: {error}", code="no_server", param="--url"
@@ -208,6 +210,8 @@ class Remote:
             self._body["max_tokens"] = options.max_tokens
 
     def reply(self, messages: list[Message], think: bool | None) -> Iterator[str]:
+        from trunkline.bench.sse import events
+
         body = {**self._body, "messages": messages}
         if think is not None:
             body["chat_template_kwargs"] = {"enable_thinking": think}

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, fields
 from typing import Any, TypeVar
 
-from trunkline.config.flags import Flag, Value, flags_of, spelling
+from trunkline.config.flags import ENGINE_GROUPS, Flag, Value, flags_of, spelling
 from trunkline.config.reference import ALWAYS_SO, SAME_FLAG, refused_flags
 from trunkline.types import RequestError
 
@@ -21,7 +21,11 @@ T = TypeVar("T")
 
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?", re.IGNORECASE)
 _WIDTH = 100  # columns of the help text
-_WANTED: Mapping[str, str] = {"int": "a whole number", "float": "a number", "size": "a size such as 4GiB or 500MB"}
+_WANTED: Mapping[str, str] = {
+    "int": "a whole number",
+    "float": "a number",
+    "size": "a size such as 4GiB or 500MB",
+}
 
 
 def argv() -> list[str]:
@@ -88,7 +92,7 @@ def from_kwargs(kwargs: Mapping[str, object], table: type[T]) -> T:
 
 
 def help_text(usage: str, about: str, table: type, hide: Iterable[str] = ()) -> str:
-    """The `--help` page of a command, from its table of flags. Flags of `hide` are left out."""
+    """The `--help` page of a command, from its table of flags: its own first, those of `hide` left out."""
     lines = [f"usage: {usage}", "", *_wrap(about, 0)]
     defaults = {f.name: f.default for f in fields(table)}
     groups: dict[str, list[str]] = {}
@@ -101,7 +105,9 @@ def help_text(usage: str, about: str, table: type, hide: Iterable[str] = ()) -> 
         default = defaults[attribute]
         note = "" if default in (None, False, MISSING) else f" (default: {default})"
         entry.extend(_wrap(meta.help + note, 6))
-    for group, entries in groups.items():
+    own = [name for name in groups if name not in ENGINE_GROUPS]
+    for group in (*own, *(name for name in ENGINE_GROUPS if name in groups)):
+        entries = groups[group]
         lines += ["", f"{group}:", *entries]
     return "\n".join(lines) + "\n"
 

@@ -121,8 +121,8 @@ def capability_table_markdown() -> str:
     lines = [
         "# Capabilities",
         "",
-        "Made from `src/trunkline/config/compat.py`; do not edit. Every built feature works with every other",
-        "built feature. Those with tested settings may not change an output bit: the metamorphic matrix",
+        "Made by `make docs` from `src/trunkline/config/compat.py`. Every built feature works with",
+        "every other one. Those with tested settings may not change an output bit: the metamorphic matrix",
         "(`tests/model`) runs every pair of these settings and compares tokens and log-probabilities.",
         "",
         "| area | feature | chosen by | works with | tested settings |",
@@ -190,7 +190,3 @@ def _new_pairs(missing: Mapping[Pair, None], names: list[str], row: Mapping[str,
     """Pairs of `row` that no earlier row has."""
     chosen = [(name, row[name]) for name in names if name in row]
     return [pair for pair in combinations(chosen, 2) if pair in missing]
-
-
-if __name__ == "__main__":
-    print(capability_table_markdown(), end="")

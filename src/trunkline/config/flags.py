@@ -72,6 +72,7 @@ def spelling(attribute: str) -> str:
 
 
 DTYPES = ("auto", "float32", "float", "bfloat16")
+ENGINE_GROUPS = ("model", "memory", "scheduling", "server")
 LOG_LEVELS = ("debug", "info", "warning", "error", "critical")
 
 

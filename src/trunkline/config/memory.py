@@ -13,13 +13,13 @@ from trunkline.config.schema import DTYPE_BYTES, Device, DType
 if TYPE_CHECKING:
     from trunkline.config.model_spec import ModelSpec
 
-# Resident size of the engine's process (230 MiB, with torch 2.13) and the server's (60 MiB) before any tensor
-# exists. On a GPU, its context and the libraries' workspaces count: they are what its memory sees.
-RUNTIME_BYTES: Mapping[Device, int] = {"cpu": 290 << 20, "cuda": 600 << 20}
+# Resident size before any tensor exists of the engine's process (230 MiB, with torch 2.13) and the server's
+# (50 to 100 MiB, by vocabulary). On a GPU: its context and the libraries' workspaces.
+RUNTIME_BYTES: Mapping[Device, int] = {"cpu": 310 << 20, "cuda": 600 << 20}
 # Sampling: float32 logits, a masked and a scaled copy, probabilities, their sum in float64, and flags.
 BYTES_PER_LOGIT = 28
-# Bounds that attention keeps: keys gathered for one call, and mask elements held for a step.
-GATHERED_KEYS = 1 << 14
+# Bounds of the attention op: keys gathered for one call, and mask elements held for a step.
+GATHERED_KEYS = 1 << 12
 KEPT_MASKS = 1 << 24
 
 

@@ -169,6 +169,10 @@ class _Reader:
         act = self.config.get("hidden_act", "silu")
         if act != "silu":
             raise self._error(f"hidden_act is {act!r}; only 'silu' is known")
+        if self.config.get("quantization_config"):
+            method = self.config["quantization_config"]
+            method = method.get("quant_method") if isinstance(method, dict) else method
+            raise self._error(f"the weights are quantized ({method!r}), which is not supported", "quantized")
         qwen = architecture.startswith("Qwen")
         bias = bool(self.config.get("attention_bias", False))
         theta, scaling = self._rope()
@@ -234,6 +238,9 @@ class _Reader:
         raw = self.config.get("rope_parameters") or self.config.get("rope_scaling") or {}
         if not isinstance(raw, dict):
             raise self._error(f"rope parameters must be an object, not {raw!r}")
+        nested = [key for key, value in raw.items() if isinstance(value, dict)]
+        if nested:
+            raise self._error(f"rope parameters of each layer type ({nested}) are not known", "unknown_rope")
         theta = raw.get("rope_theta", self.config.get("rope_theta", 10000.0))
         if isinstance(theta, bool) or not isinstance(theta, int | float) or not 1 < theta < float("inf"):
             raise self._error(f"rope_theta must be a number above 1, not {theta!r}")
@@ -322,7 +329,7 @@ class _Reader:
                 f"num_attention_heads {spec.num_heads} is no multiple of "
                 f"num_key_value_heads {spec.num_kv_heads}"
             )
-        if "head_dim" not in self.config and spec.hidden_size % spec.num_heads and not spec.qk_norm:
+        if self.config.get("head_dim") is None and spec.hidden_size % spec.num_heads and not spec.qk_norm:
             raise self._error(
                 f"hidden_size {spec.hidden_size} is no multiple of num_attention_heads {spec.num_heads}"
             )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from trunkline.config.flags import Args
 from trunkline.config.hardware import Hardware
 from trunkline.config.memory import Demand, MemoryPlan, show
@@ -35,7 +37,8 @@ def size_pool(args: Args, demand: Demand, hardware: Hardware, why: dict[str, str
         )
     else:
         pages = asked
-    return pages, demand.plan(pages, available, total)
+    held = replace(demand, max_context=min(demand.max_context, pages * args.page_size))
+    return pages, held.plan(pages, available, total)
 
 
 def _asked_pages(args: Args, per_page: int, why: dict[str, str]) -> int | None:

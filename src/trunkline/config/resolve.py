@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from trunkline.config.compat import check_compatible
 from trunkline.config.flags import Args, flags_of, spelling
-from trunkline.config.hardware import Hardware, detect
+from trunkline.config.hardware import Hardware, detect, share_cores
 from trunkline.config.memory import Demand, MemoryPlan
 from trunkline.config.pool import conflict, size_pool
 from trunkline.config.reference import ALWAYS_SO, SAME_FLAG
@@ -56,7 +56,7 @@ class Resolved:
 
 
 def load_config(args: Args) -> Resolved:
-    """Read the model folder, look at the machine, resolve.
+    """Read the model folder, look at the machine, resolve; prepare the process for its threads.
 
     Raises RequestError (flags, memory, device) and what `load_model_spec` raises for a broken folder.
     """
@@ -68,6 +68,7 @@ def load_config(args: Args) -> Resolved:
             name = spelling(attribute)
             raise RequestError(f"{name}: there is no {path!r}", code="file_not_found", param=name)
     spec = load_model_spec(args.model_path or str(SEEDLING), revision=args.revision)
+    share_cores()
     seed = args.random_seed
     if seed is None:
         args = dataclasses.replace(args, random_seed=secrets.randbits(31))

@@ -121,7 +121,7 @@ class EngineCore:
         if self.worker.needs_host_seq_lens:
             self._retire(0, outputs)
         plan = self.scheduler.schedule()
-        if not (plan.rows or plan.retires or self._in_flight):
+        if plan.is_empty and not self._in_flight:
             return outputs
         self.steps += 1
         try:

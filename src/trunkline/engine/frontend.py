@@ -125,9 +125,11 @@ class Frontend:
 
     # ------------------------------------------------------------------ validation
     async def prepare_all(self, requests: Sequence[GenerationRequest]) -> list[Prepared]:
-        """`prepare` for each; an error names the prompt."""
+        """`prepare` for each; an error names the prompt. A full server refuses before any work is done."""
+        self._check_room(sum(request.params.n for request in requests))
         batch = []
         for position, request in enumerate(requests):
+            await asyncio.sleep(0)  # others get their turn between the prompts of a long list
             try:
                 batch.append(await self.prepare(request))
             except RequestError as error:
@@ -273,11 +275,13 @@ class Frontend:
     async def _complete(self, prepared: Prepared, add: AddRequest, index: int) -> AsyncGenerator[Chunk, None]:
         """One completion, from its core request."""
         text = OutputText(self.tokenizer, prepared.params)
+        cached = retractions = 0  # kept: the last output of an aborted request does not know them
         async with aclosing(self.client.stream(add)) as outputs:
             async for out in outputs:
                 if out.finish is not None and out.finish.kind == "abort" and out.finish.status is not None:
                     raise _refusal(out.finish)
                 delta, used, finish = text.feed(out.token_ids, out.finish)
+                cached, retractions = max(cached, out.cached_tokens), max(retractions, out.retractions)
                 chunk = Chunk(
                     index=index,
                     rid=prepared.request.rid,
@@ -287,8 +291,8 @@ class Frontend:
                     prompt_logprobs=out.prompt_logprobs,
                     prompt_tokens=len(prepared.token_ids),
                     completion_tokens=text.num_tokens,
-                    cached_tokens=out.cached_tokens,
-                    retractions=out.retractions,
+                    cached_tokens=cached,
+                    retractions=retractions,
                     finish=finish,
                 )
                 if finish is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 import uuid
 from collections.abc import AsyncGenerator, Mapping, Sequence
@@ -183,14 +184,13 @@ def parse_call(body: Mapping[str, Any]) -> NativeCall:
         _logprob_params,
         *map(spread, ("return_logprob", "logprob_start_len", "top_logprobs_num", "token_ids_logprob")),
     )
-    salt = "\0".join(fields.get(name, "") for name in ("extra_key", "cache_salt")).strip("\0")
     requests = [
         GenerationRequest(
             rid=rid or uuid.uuid4().hex,
             prompt=prompt,
             params=one,
             logprobs=wanted,
-            cache_salt=salt,
+            cache_salt=cache_salt(fields),
             priority=fields.get("priority", 0),
             clip_output="max_new_tokens" not in given,
         )
@@ -210,6 +210,12 @@ def sampling_params(fields: Mapping[str, Any], defaults: Mapping[str, Any] | Non
     values = {**(defaults or {}), **fields}
     values |= {name: tuple(values[name]) for name in ("stop", "stop_token_ids") if name in values}
     return SamplingParams(**values)
+
+
+def cache_salt(fields: Mapping[str, Any]) -> str:
+    """One salt of the two fields that separate caches; different pairs give different salts."""
+    pair = [fields.get(name, "") for name in ("extra_key", "cache_salt")]
+    return json.dumps(pair) if any(pair) else ""
 
 
 def _logprob_params(

@@ -88,7 +88,7 @@ def sample(
         logits = logits.clone()
         for i in adjusting:
             _adjust(logits[i], rows[i], history(i))
-        usable &= logits.amax(-1) > float("-inf")
+        usable &= logits.amax(-1).isfinite()
     tokens = logits.argmax(-1)
     for filtered in (False, True):
         chosen = [i for i, row in enumerate(rows) if not row.greedy and row.filters == filtered]

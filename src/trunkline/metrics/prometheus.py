@@ -103,7 +103,8 @@ class Metrics:
                     usage.add(chunk)
                     counts = (usage.prompt_tokens, usage.completion_tokens, usage.cached_tokens)
                     for total, old, new in zip(self._token_totals, before, counts, strict=True):
-                        total.inc(new - old)
+                        if new != old:
+                            total.inc(new - old)
                     self._time_tokens(chunk, started, last_token)
                     if chunk.finish is not None and chunk.finish.kind != "abort":
                         unfinished -= 1

@@ -68,6 +68,11 @@ class StepPlan(msgspec.Struct, frozen=True, kw_only=True):
     def num_tokens(self) -> int:
         return sum(row.q_len for row in self.rows)
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether it changes nothing for a worker."""
+        return not (self.rows or self.retires or self.admits or self.new_pages)
+
 
 class RowOutput(msgspec.Struct, frozen=True, array_like=True):
     """What a row produced: accepted drafts + 1 sampled token if it samples, else nothing.

@@ -94,10 +94,11 @@ class Scheduler:
                 code="duplicate_rid",
                 param="rid",
             )
-        if len(self._waiting) >= self.config.max_queued:
+        capacity = self.config.max_running + self.config.max_queued
+        if len(self._requests) >= capacity:
             raise RequestError(
-                f"{len(self._waiting)} requests are waiting, the limit is {self.config.max_queued}: "
-                "retry later (--max-queued-requests raises the limit)",
+                f"{len(self._requests)} requests are running or waiting, the limit is {capacity}: "
+                "retry later (--max-queued-requests raises it)",
                 code="queue_full",
                 status=429,
             )
@@ -175,10 +176,13 @@ class Scheduler:
         Returns the budget left for new ones: 0 after a preemption.
         """
         budget, preempted = self.config.step_tokens, False
-        for request in step_order(self._running):
+        order = step_order(self._running)
+        singles = sum(request.base == 1 for request in order)
+        for request in order:
+            singles -= request.base == 1
             if request.row < 0 or (prompts is not None and (request.base > 1) != prompts):
                 continue  # just preempted, or of the other kind
-            q_len, drafts = self._fit(request, budget)
+            q_len, drafts = self._fit(request, budget, singles)
             if q_len <= 0:
                 continue
             while request.row >= 0 and not self._grow(request, request.computed + q_len):
@@ -192,12 +196,16 @@ class Scheduler:
                 budget -= q_len
         return 0 if preempted else budget
 
-    def _fit(self, request: Request, budget: int) -> tuple[int, int]:
-        """(q_len, drafts of it) that the request can run now; q_len 0 for nothing."""
+    def _fit(self, request: Request, budget: int, singles: int = 0) -> tuple[int, int]:
+        """(q_len, drafts of it) that the request can run now; q_len 0 for nothing.
+
+        Drafts leave a token of the budget for each of `singles` other rows.
+        """
         base, remaining = request.base, request.remaining
         if request.pending and remaining <= 0:
             return 0, 0  # what is in flight may complete it
-        q_len = min(base + min(request.drafts, max(0, remaining - 1)), budget)
+        drafts = max(0, min(request.drafts, remaining - 1, budget - base - singles))
+        q_len = min(base + drafts, budget)
         for constraint in self._constraints:
             q_len = constraint.limit(request, q_len)
         return q_len, max(0, q_len - base)

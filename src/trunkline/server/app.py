@@ -23,12 +23,14 @@ from trunkline.engine.fields import SAMPLING_FIELDS, read_fields
 from trunkline.engine.frontend import Frontend
 from trunkline.metrics.prometheus import Metrics
 from trunkline.server.call import ServedModel
+from trunkline.server.http import Gate
 from trunkline.server.routes import build_app
 from trunkline.text.chat_template import ChatTemplate
 from trunkline.text.tokenizer import Tokenizer
 from trunkline.types import RequestError
 
 DRAIN_TIME = 30  # seconds that requests in progress get after SIGTERM or SIGINT
+SEND_TIME = 5  # seconds more that clients get to read the rest of their answers
 KEEP_ALIVE = 75  # seconds that an idle connection stays open
 
 _MODEL_DEFAULTS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
@@ -47,7 +49,10 @@ def run_server(resolved: Resolved) -> None:
     )
     started = time.monotonic()
     with contextlib.closing(_listen(config.server.host, config.server.port)) as listener:
-        uvloop.run(_serve(config, listener, started))
+        try:
+            uvloop.run(_serve(config, listener, started))
+        except asyncio.CancelledError:
+            log.info("stopped while starting")
 
 
 async def _serve(config: EngineConfig, listener: socket.socket, started: float) -> None:
@@ -56,19 +61,7 @@ async def _serve(config: EngineConfig, listener: socket.socket, started: float) 
         client = await EngineClient.launch(config)
     try:
         frontend = Frontend(client, model.tokenizer, config)
-        server = uvicorn.Server(
-            uvicorn.Config(
-                build_app(frontend, model, Metrics(model.name)),
-                lifespan="off",
-                ws="none",
-                log_config=None,
-                log_level="warning",
-                access_log=False,
-                server_header=False,
-                timeout_keep_alive=KEEP_ALIVE,
-                timeout_graceful_shutdown=DRAIN_TIME,
-            )
-        )
+        server = _DrainingServer(build_app(frontend, model, Metrics(model.name)), client)
         host, port = listener.getsockname()[:2]
         shown = f"[{host}]" if ":" in host else host
         seconds = time.monotonic() - started
@@ -76,13 +69,43 @@ async def _serve(config: EngineConfig, listener: socket.socket, started: float) 
             f"Trunkline is ready: http://{shown}:{port}/v1 serves {model.name} ({seconds:.1f} s)", flush=True
         )
         watch = asyncio.create_task(_stop_when_dead(client, server))
-        with _signals_end_quietly():
-            await server.serve(sockets=[listener])
+        _make_signals_harmless()
+        await server.serve(sockets=[listener])
         watch.cancel()
         if client.fatal.is_set():
             raise RequestError(client.health.reason, code="engine_dead", status=503)
     finally:
         await client.close()
+
+
+class _DrainingServer(uvicorn.Server):
+    """Requests that still run DRAIN_TIME after the signal end with what they have, as aborted ones do."""
+
+    def __init__(self, app: Gate, client: EngineClient) -> None:
+        super().__init__(
+            uvicorn.Config(
+                app,
+                lifespan="off",
+                ws="none",
+                log_config=None,
+                log_level="warning",
+                access_log=False,
+                server_header=False,
+                proxy_headers=False,
+                timeout_keep_alive=KEEP_ALIVE,
+                timeout_graceful_shutdown=DRAIN_TIME + SEND_TIME,
+            )
+        )
+        self._client = client
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        deadline = asyncio.create_task(self._end_requests())
+        await super().shutdown(sockets)
+        deadline.cancel()
+
+    async def _end_requests(self) -> None:
+        await asyncio.sleep(DRAIN_TIME)
+        await self._client.abort_all()
 
 
 async def _stop_when_dead(client: EngineClient, server: uvicorn.Server) -> None:
@@ -147,17 +170,12 @@ def _cancelled_by_signals() -> Iterator[None]:
             loop.remove_signal_handler(number)
 
 
-@contextlib.contextmanager
-def _signals_end_quietly() -> Iterator[None]:
-    """The HTTP server raises the signal that stopped it once more when it is done; a normal end here."""
+def _make_signals_harmless() -> None:
+    """The HTTP server has handlers of its own while it serves. When it has stopped it raises the signal that
+    stopped it once more, for what was installed before: here that is a normal end, and so are repetitions."""
 
-    def done(number: int, frame: FrameType | None) -> None:
-        log.info("stopped by %s", signal.Signals(number).name)
+    def note(number: int, frame: FrameType | None) -> None:
+        log.info("stopping after %s", signal.Signals(number).name)
 
-    numbers = (signal.SIGTERM, signal.SIGINT)
-    before = {number: signal.signal(number, done) for number in numbers}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, note)

@@ -75,11 +75,6 @@ class ServedModel:
         return sampling_params(known, {"max_new_tokens": max_new_tokens, **self.defaults})
 
 
-def cache_salt(fields: Mapping[str, Any]) -> str:
-    """One salt of the two fields that separate caches."""
-    return "\0".join(fields.get(name, "") for name in ("extra_key", "cache_salt")).strip("\0")
-
-
 def request_ids(fields: Mapping[str, Any], prefix: str, count: int) -> list[str]:
     """Ids of `count` prompts: the client's, or new ones."""
     rid = fields.get("rid") or f"{prefix}-{uuid.uuid4().hex}"

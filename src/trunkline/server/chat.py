@@ -13,8 +13,9 @@ from typing import Any
 
 from trunkline.engine.fields import read_fields
 from trunkline.engine.frontend import Chunk, GenerationRequest, Prepared
+from trunkline.engine.native import cache_salt
 from trunkline.engine.usage import Usage
-from trunkline.server.call import Json, ServedModel, cache_salt, includes_usage, request_ids, usage_dict
+from trunkline.server.call import Json, ServedModel, includes_usage, request_ids, usage_dict
 from trunkline.server.fields import CHAT_FIELDS
 from trunkline.server.tools.hermes import BEGIN, HermesParser, ToolCall
 from trunkline.text.chat_template import ChatTemplate
@@ -163,6 +164,10 @@ def parse_chat(body: Mapping[str, Any], model: ServedModel) -> ChatCall:
             param="messages",
         )
     tools = fields.get("tools") if fields.get("tool_choice") != "none" else None
+    if tools and not model.template.shows_tools:
+        raise RequestError(
+            "this model's chat template does not show tools", code="unsupported_field", param="tools"
+        )
     token_limit_name = _token_limit(fields)
     names = {"prompt": "messages", "input_ids": "messages", "max_new_tokens": token_limit_name}
     request = GenerationRequest(

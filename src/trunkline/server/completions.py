@@ -11,8 +11,9 @@ from typing import Any
 
 from trunkline.engine.fields import read_fields
 from trunkline.engine.frontend import Chunk, GenerationRequest, Prepared
+from trunkline.engine.native import cache_salt
 from trunkline.engine.usage import Usage
-from trunkline.server.call import Json, ServedModel, cache_salt, includes_usage, request_ids, usage_dict
+from trunkline.server.call import Json, ServedModel, includes_usage, request_ids, usage_dict
 from trunkline.server.fields import COMPLETION_FIELDS
 from trunkline.text.detokenizer import Detokenizer
 from trunkline.text.tokenizer import Tokenizer

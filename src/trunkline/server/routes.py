@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 import uuid
 from collections.abc import Callable, Mapping
 from contextlib import aclosing
@@ -14,7 +15,7 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route, Router
 
 from trunkline import __version__
-from trunkline.engine.fields import Rule, read_fields
+from trunkline.engine.fields import Number, Rule, read_fields
 from trunkline.engine.frontend import Frontend, GenerationRequest
 from trunkline.messages import Stats
 from trunkline.metrics.prometheus import CONTENT_TYPE, Metrics
@@ -23,11 +24,12 @@ from trunkline.server.chat import parse_chat
 from trunkline.server.completions import parse_completion
 from trunkline.server.fields import ABORT_FIELDS, DETOKENIZE_FIELDS, TOKENIZE_FIELDS
 from trunkline.server.generate import parse_generate
-from trunkline.server.generation import generation
 from trunkline.server.http import Gate, json_response, read_json
+from trunkline.server.respond import generation
 from trunkline.types import RequestError, SamplingParams
 
 PROBE_TIME = 20.0  # seconds in which /health_generate must have its token
+FLUSH_WAIT = 600.0  # most seconds that /flush_cache waits for idleness
 STATS_TIME = 2.0  # seconds that /metrics waits for the core
 
 # Open even when an API key is set: what probes and scrapers need; they show no user data.
@@ -168,7 +170,13 @@ class _Handlers:
 
     # ------------------------------------------------------------------ control
     async def flush_cache(self, request: Request) -> Response:
+        """`?timeout=S` waits so long for the engine to be idle."""
+        query = read_fields({"timeout": Number(0, FLUSH_WAIT)}, _numbers(request))
+        deadline = time.monotonic() + query.get("timeout", 0.0)
         done = await self._frontend.client.flush_cache()
+        while not done.ok and time.monotonic() < deadline:
+            await asyncio.sleep(0.02)
+            done = await self._frontend.client.flush_cache()
         if not done.ok:
             raise RequestError(f"the cache was not flushed: {done.message}", code="engine_busy")
         return PlainTextResponse(f"cache flushed: {done.message}\n")
@@ -202,6 +210,17 @@ class _Handlers:
         skip = fields.get("skip_special_tokens", True)
         decode = partial(self._model.tokenizer.decode, skip_special_tokens=skip)
         return json_response({"text": await asyncio.to_thread(decode, fields["tokens"])})
+
+
+def _numbers(request: Request) -> dict[str, float | str]:
+    """The query's parameters, numbers as such."""
+    found: dict[str, float | str] = {}
+    for name, text in request.query_params.items():
+        try:
+            found[name] = float(text)
+        except ValueError:
+            found[name] = text
+    return found
 
 
 async def _fields(request: Request, table: Mapping[str, Rule]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import logging
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
@@ -41,6 +42,8 @@ _FIXED = frozenset(
 )
 
 Message = Mapping[str, Any]
+
+log = logging.getLogger(__name__)
 
 
 class _Refused(Exception):
@@ -125,7 +128,10 @@ def _strftime_now(form: str) -> str:
 
 
 class ChatTemplate:
-    """A compiled template and the named tokens (bos_token, ...) that it may print."""
+    """A compiled template and the named tokens (bos_token, ...) that it may print.
+
+    `variables`: further names that it reads; `shows_tools`: whether it knows of tools at all.
+    """
 
     def __init__(self, source: str, special_tokens: Mapping[str, str] | None = None) -> None:
         """Raises ValueError when the source is no valid template."""
@@ -141,6 +147,7 @@ class ChatTemplate:
             names = meta.find_undeclared_variables(environment.parse(source))
         except jinja2.TemplateError as error:
             raise ValueError(f"the chat template does not parse: {error}") from error
+        self.shows_tools = "tools" in names
         self.variables = names - _FIXED - self._special_tokens.keys()
 
     @classmethod
@@ -169,7 +176,7 @@ class ChatTemplate:
         variables: Mapping[str, Any] | None = None,
     ) -> str:
         """The prompt of a conversation. With `continue_final_message` it ends inside the last message, which
-        the model goes on writing. `variables` may name only what the template reads (`self.variables`).
+        the model goes on writing. `variables` may name only what the template reads.
 
         Raises RequestError: the template refuses the messages, or passes its bounds.
         """
@@ -220,9 +227,10 @@ class ChatTemplate:
                 param="messages",
             ) from error
         except Exception as error:  # a template can raise anything, e.g. on a field that it does not expect
+            log.info("a chat template failed: %s: %s", type(error).__name__, error)
             raise RequestError(
-                "the model's chat template can't render these messages: a field that it needs is missing or "
-                f"has another type than it expects ({type(error).__name__})",
+                "the model's chat template can't render these messages: a field that it needs is missing, or "
+                "has another type than it expects",
                 code="chat_template_error",
                 param="messages",
             ) from error

@@ -40,6 +40,10 @@ class Rows:
         row, count = admit.row, len(admit.token_ids)
         if count > self.max_context:
             raise ValueError(f"row {row}: {count} tokens exceed max_context {self.max_context}")
+        if admit.received:
+            raise ValueError(
+                f"row {row}: {admit.received} tokens of KV are to be received; no transfer exists"
+            )
         self.tokens[row, :count] = torch.tensor(admit.token_ids, dtype=torch.int32, device=self.device)
         self.computed[row] = admit.computed
         self.prompt_len[row] = admit.prompt_len

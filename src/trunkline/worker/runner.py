@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -67,6 +68,8 @@ class SampledStep:
         prompt: list[TokenLogprobs] | None = None
         if row.prompt is not None:
             prompt = [entry for part in row.prompt for entry in part.to_host()]
+            if any(entry.logprob is None or not math.isfinite(entry.logprob) for entry in prompt):
+                return RowOutput([], error=NON_FINITE)
         if row.index is None:
             return RowOutput([], None, prompt)
         if not usable[row.index]:

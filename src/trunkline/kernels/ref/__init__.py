@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from trunkline.kernels.ref.paged_attention import attention, plan_attention
 from trunkline.kernels.ref.dense import (
     embedding,
     embedding_table,
@@ -15,6 +14,7 @@ from trunkline.kernels.ref.dense import (
     store_kv,
     supports_linear,
 )
+from trunkline.kernels.ref.paged_attention import attention, plan_attention
 
 __all__ = [
     "attention",

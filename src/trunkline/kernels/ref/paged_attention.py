@@ -28,7 +28,7 @@ _TILE_ROWS = 8  # query rows (tokens x heads of a group) that a tile aims at: de
 _SHORT_SPANS = (128, 256, 512)  # ends of spans for the first positions; then multiples of the last
 _SPAN = _SHORT_SPANS[-1]
 _FEW_TILES = 2  # up to here a request's tiles each get their own copy of the keys, so that requests batch
-_CALL_KEYS = 1 << 14  # most gathered keys of a call, unless one request needs more
+_CALL_KEYS = 1 << 12  # most gathered keys of a call, unless one request needs more: they stay in cache
 _CALL_MASK = 1 << 22  # most mask elements of a call
 _KEPT_MASKS = 1 << 24  # most mask elements kept for all layers; further masks are made in each layer
 
@@ -66,15 +66,16 @@ def plan_attention(
     starts, lengths, pages = (t.cpu().numpy().astype(np.int64) for t in (q_start, seq_lens, page_table))
     group = shape.num_heads // shape.num_kv_heads
     per_tile = max(1, _TILE_ROWS // group)
-    q_lens = np.diff(starts)
+    q_lens = starts[1:] - starts[:-1]
     requests = np.repeat(np.arange(len(lengths)), q_lens)
     positions = np.arange(len(requests)) - np.repeat(starts[1:] - lengths, q_lens)
 
     # Tiles in order of (request, position), then sorted by the call that serves them.
     is_first = np.ones(len(requests), bool)
-    is_first[1:] = (np.diff(requests) != 0) | (np.diff(positions // per_tile) != 0)
-    tile_of_token = np.cumsum(is_first) - 1
-    tile_request, tile_index = requests[is_first], positions[is_first] // per_tile
+    index = positions // per_tile
+    is_first[1:] = (requests[1:] != requests[:-1]) | (index[1:] != index[:-1])
+    tile_of_token = is_first.cumsum() - 1
+    tile_request, tile_index = requests[is_first], index[is_first]
     ends = _span_end(tile_index * per_tile)
     order, groups = _group_tiles(tile_request, ends)
     place = np.empty_like(order)
@@ -161,7 +162,7 @@ def _span_start(end: int, window: int | None) -> int:
 
 def _group_tiles(request: np.ndarray, ends: np.ndarray) -> tuple[np.ndarray, list[tuple[bool, np.ndarray]]]:
     """Split tiles into calls: (whether all tiles share one request's keys, the tiles), and their order."""
-    changes = np.flatnonzero((np.diff(request) != 0) | (np.diff(ends) != 0)) + 1
+    changes = np.flatnonzero((request[1:] != request[:-1]) | (ends[1:] != ends[:-1])) + 1
     runs = np.split(np.arange(len(request)), changes)
     groups: list[tuple[bool, np.ndarray]] = []
     few: dict[int, list[np.ndarray]] = {}

@@ -20,11 +20,11 @@ from trunkline.types import RequestError
 
 LARGE_BODY = 16384  # bytes; a larger request is parsed off the event loop
 
-_SSE_HEADERS = [
+_SSE_HEADERS = (
     (b"content-type", b"text/event-stream; charset=utf-8"),
     (b"cache-control", b"no-cache"),
     (b"x-accel-buffering", b"no"),
-]
+)
 
 
 def generation(
@@ -61,10 +61,11 @@ async def _run(call: Call, frontend: Frontend, metrics: Metrics) -> AsyncGenerat
 
 
 def _renamed(error: RequestError, call: Call) -> RequestError:
-    name = call.names.get(error.param or "")
+    param = error.param or ""
+    name = call.names.get(param)
     if name is None:
         return error
-    message = error.message.replace(error.param or "", name)
+    message = error.message.replace(param, name) if "_" in param else error.message  # not the word "prompt"
     return RequestError(message, code=error.code, param=name, status=error.status)
 
 

@@ -1,0 +1,180 @@
+"""The metamorphic matrix: no setting that should not matter may change a bit of tokens or log-probabilities.
+
+The axes and their values come from the capability table; every pair of values of two axes occurs in some
+case. Each case runs the same requests and must give exactly what the simplest engine gives each one alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from itertools import combinations, product
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.model.conftest import Checkpoints
+from tests.model.engine import Result, engine_config, make_core, run
+from trunkline.config.compat import FEATURES
+from trunkline.config.schema import EngineConfig
+from trunkline.kernels.ref import dense
+from trunkline.messages import AddRequest
+from trunkline.types import LogprobParams, SamplingParams
+from trunkline.worker.rows import Rows
+
+AXES: Mapping[str, tuple[Any, ...]] = {f.axis: f.values for f in FEATURES if f.axis}
+GAPS = {"alone": -1, "together": 0, "staggered": 3}
+CONTEXT = 160
+Case = dict[str, Any]
+PLAIN: Case = {"prefix_cache": False, "page_size": 16, "step_tokens": 512, "depth": 0, "batch": "alone"}
+
+
+def pairwise_cases() -> list[Case]:
+    """A covering array: each case starts at an uncovered pair and takes the values that cover most."""
+    names = list(AXES)
+    left = {((a, x), (b, y)) for a, b in combinations(names, 2) for x, y in product(AXES[a], AXES[b])}
+    cases = []
+    while left:
+        (a, x), (b, y) = min(left, key=repr)
+        case: Case = {a: x, b: y}
+        for name in (n for n in names if n not in case):
+            case[name] = max(AXES[name], key=lambda value: len(_covered({**case, name: value}) & left))
+        left -= _covered(case)
+        cases.append(case)
+    return cases
+
+
+def _covered(case: Case) -> set[Any]:
+    items = [(name, case[name]) for name in AXES if name in case]
+    return set(combinations(items, 2))
+
+
+def configure(folder: Path, case: Case) -> EngineConfig:
+    """`tight` pools hold one longest request and little more, so that requests are preempted."""
+    case = {"mix": "always", "policy": "fcfs", "pool": "ample", **case}
+    tokens = CONTEXT + 40 if case["pool"] == "tight" else 8 * CONTEXT
+    return engine_config(
+        folder,
+        page_size=case["page_size"],
+        num_pages=-(-tokens // case["page_size"]),
+        prefix_cache=case["prefix_cache"],
+        step_tokens=case["step_tokens"],
+        depth=case["depth"],
+        mix=case["mix"],
+        policy=case["policy"],
+        max_running=6,
+        max_context=CONTEXT,
+        conservativeness=0.1,  # admit many, so that a tight pool has to preempt
+    )
+
+
+def requests() -> list[AddRequest]:
+    """Shared and unshared prompts; greedy, sampled, filtered and penalized; with and without logprobs."""
+    generator = torch.Generator().manual_seed(4)
+    trunk = torch.randint(3, 307, (70,), generator=generator).tolist()
+    own = [torch.randint(3, 307, (n,), generator=generator).tolist() for n in (9, 1, 23, 40, 5, 2, 31, 64)]
+    kinds = [
+        {"temperature": 0.0},
+        {"temperature": 1.0},
+        {"temperature": 0.8, "top_k": 20, "top_p": 0.9},
+        {"temperature": 1.2, "min_p": 0.02, "frequency_penalty": 0.4},
+        {"temperature": 0.0, "repetition_penalty": 1.3, "presence_penalty": 0.2},
+        {"temperature": 1.0, "logit_bias": {5: 3.0, 8: -50.0}, "min_new_tokens": 12},
+        {"temperature": 0.0, "ignore_eos": True},
+        {"temperature": 0.9},
+    ]
+    built = []
+    for i, (tail, kind) in enumerate(zip(own, kinds, strict=True)):
+        logprobs = LogprobParams(prompt_start=20 if i % 4 == 2 else None, top_n=2, token_ids=(9,))
+        built.append(
+            AddRequest(
+                rid=f"r{i}",
+                token_ids=trunk[: 70 - 9 * (i % 3)] + tail if i != 3 else tail,
+                params=SamplingParams(max_new_tokens=30, sampling_seed=i, **kind),  # type: ignore[arg-type]
+                logprobs=logprobs if i % 2 == 0 else None,
+            )
+        )
+    return built
+
+
+def outcome(folder: Path, case: Case) -> tuple[dict[str, Result], dict[str, int]]:
+    core = make_core(configure(folder, case))
+    results = run(core, requests(), GAPS[case["batch"]])
+    return results, dict(core.scheduler.counters)
+
+
+@pytest.fixture(scope="module")
+def expected(checkpoints: Checkpoints) -> Mapping[str, dict[str, Result]]:
+    """What the simplest engine gives, for each family of the matrix."""
+    return {family: outcome(checkpoints(family)[0], PLAIN)[0] for family in ("qwen3", "mistral")}
+
+
+def test_the_array_covers_every_pair() -> None:
+    wanted = {((a, x), (b, y)) for a, b in combinations(AXES, 2) for x, y in product(AXES[a], AXES[b])}
+    assert set().union(*map(_covered, pairwise_cases())) == wanted
+    assert {"prefix_cache", "page_size", "step_tokens", "depth", "batch", "pool"} <= set(AXES)
+
+
+@pytest.mark.parametrize("case", pairwise_cases(), ids=lambda case: "-".join(map(str, case.values())))
+def test_settings_change_no_bit(
+    case: Case, checkpoints: Checkpoints, expected: Mapping[str, dict[str, Result]]
+) -> None:
+    family = "mistral" if case["page_size"] == 4 else "qwen3"
+    results, _ = outcome(checkpoints(family)[0], case)
+    assert results == expected[family]
+
+
+def test_the_matrix_exercises_what_it_claims(checkpoints: Checkpoints) -> None:
+    folder = checkpoints("qwen3")[0]
+    tight = {**PLAIN, "batch": "together", "pool": "tight", "step_tokens": 24}
+    assert outcome(folder, tight)[1]["retractions"] > 0
+    assert outcome(folder, {**PLAIN, "prefix_cache": True})[1]["cached_tokens"] > 100
+
+
+def stale_pages(patch: pytest.MonkeyPatch) -> None:
+    """The worker misses that a row's page table has grown, and reads the pages of the row's last request."""
+    right = Rows.set_pages
+    patch.setattr(Rows, "set_pages", lambda self, entry: entry.start or right(self, entry))
+
+
+def batch_dependent_product(patch: pytest.MonkeyPatch) -> None:
+    """A matrix product whose last bit depends on the number of rows."""
+    right = dense.linear
+
+    def wrong(x: torch.Tensor, packed: Any) -> torch.Tensor:
+        return right(x, packed) * (1 + 2**-23 * (len(x) % 3 == 0))
+
+    patch.setattr("trunkline.kernels.ref.linear", wrong)
+
+
+def seed_of_the_step(patch: pytest.MonkeyPatch) -> None:
+    """Randomness drawn from a stream that all rows share."""
+    patch.setattr(
+        "trunkline.layers.sampler.uniform", lambda seeds, positions: torch.rand(len(seeds)).double()
+    )
+
+
+def late_positions(patch: pytest.MonkeyPatch) -> None:
+    """Overlap goes wrong: the sampled token is put one place too late for the next step to find it."""
+    right = Rows.put_tokens
+    patch.setattr(
+        Rows, "put_tokens", lambda self, rows, positions, tokens: right(self, rows, positions + 1, tokens)
+    )
+
+
+@pytest.mark.parametrize("bug", [stale_pages, batch_dependent_product, seed_of_the_step, late_positions])
+def test_planted_bugs_are_caught(
+    bug: Any,
+    checkpoints: Checkpoints,
+    expected: Mapping[str, dict[str, Result]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    bug(monkeypatch)
+    assert any(
+        outcome(checkpoints("qwen3")[0], case)[0] != expected["qwen3"] for case in _few(pairwise_cases())
+    )
+
+
+def _few(cases: list[Case]) -> Iterator[Case]:
+    yield from (case for case in cases if case["batch"] != "alone")
