@@ -19,27 +19,35 @@ constexpr int ROW_BLOCK = 96;  // rows whose sums are kept at hand while a panel
 constexpr int TILE_PANELS = 8;
 constexpr long SERIAL_WORK = 1 << 15;  // weights x rows below which threads cost more than they save
 
-// Panels whose sums fit the registers beside MR rows.
+// Panels whose sums and weights fit the registers beside the input of one of MR rows.
 constexpr int panels_for(int rows) {
-    int fit = (REGISTERS == 32 ? 24 : W == 8 ? 12 : 8) / (rows * NV);
+    if (rows == 1) return 8 / NV;  // each weight is used once: it takes no register for long
+    int fit = (REGISTERS - 1) / ((rows + 1) * NV);
     return fit >= 8 ? 8 : fit >= 4 ? 4 : fit >= 2 ? 2 : 1;
 }
 constexpr int BLOCK_PANELS = panels_for(MAX_ROWS);
-constexpr long K_BLOCK = BLOCK_PANELS >= 4 ? 256 : 512;  // inputs of a panel that stay in the first cache
+constexpr long K_BLOCK = 256;  // inputs of a panel that stay in the first cache
 
-// How weights and activations meet. `pair`: activations and weights are taken two at a time.
+// Where input k of row r is in a group of MR rows: rows lie side by side for each UNIT along k.
+template <int MR, int UNIT>
+INLINE long place(long r, long k) {
+    return (k / UNIT * MR + r) * UNIT + k % UNIT;
+}
+
+// How weights and activations meet. `UNIT`: inputs that are taken at once.
 struct Float32 {  // panel [k][16]
+    static constexpr int UNIT = 1;
     typedef float X;
     typedef float Weight;
     template <int MR, int NP>
-    INLINE void run(VF (&acc)[MR][NP * NV], const X* x, long ldx, const Weight* w, long panel, long k0, long k1) {
+    INLINE void run(VF (&acc)[MR][NP * NV], const X* x, const Weight* w, long panel, long k0, long k1) {
         for (long k = k0; k < k1; k++) {
             VF b[NP * NV];
 #pragma GCC unroll 8
             for (int i = 0; i < NP * NV; i++) b[i] = load(w + i / NV * panel + k * PANEL + i % NV * W);
 #pragma GCC unroll 8
             for (int r = 0; r < MR; r++) {
-                VF a = splat(x[r * ldx + k]);
+                VF a = splat(x[place<MR, UNIT>(r, k)]);
 #pragma GCC unroll 8
                 for (int i = 0; i < NP * NV; i++) acc[r][i] = fma(a, b[i], acc[r][i]);
             }
@@ -48,29 +56,30 @@ struct Float32 {  // panel [k][16]
 };
 
 struct Widened {  // panel [k / 2][16][2] of bfloat16, widened as it is read
+    static constexpr int UNIT = 1;
     typedef float X;
     typedef uint16_t Weight;
     template <int MR, int NP>
-    INLINE void run(VF (&acc)[MR][NP * NV], const X* x, long ldx, const Weight* w, long panel, long k0, long k1) {
+    INLINE void run(VF (&acc)[MR][NP * NV], const X* x, const Weight* w, long panel, long k0, long k1) {
         for (long k = k0; k < k1; k += 2) {
-            VU b[NP * NV];
+            // Even inputs, then odd ones: with 16 registers the weights are read again rather than kept.
+#pragma GCC unroll 2
+            for (int odd = 0; odd < 2; odd++) {
+                VF b[NP * NV];
 #pragma GCC unroll 8
-            for (int i = 0; i < NP * NV; i++) {
-                const Weight* at = w + i / NV * panel + k * PANEL + i % NV * W * 2;
-                if (MR == 1 && i % NV == 0) __builtin_prefetch(at + 1024, 0, 3);
-                b[i] = load_as<VU>(at);
-            }
+                for (int i = 0; i < NP * NV; i++) {
+                    const Weight* at = w + i / NV * panel + k * PANEL + i % NV * W * 2;
+                    if (MR == 1 && i % NV == 0 && !odd) __builtin_prefetch(at + 1024, 0, 3);
+                    VU pairs = load_as<VU>(at);
+                    b[i] = (VF)(odd ? pairs & 0xffff0000u : pairs << 16);
+                }
 #pragma GCC unroll 8
-            for (int r = 0; r < MR; r++) {
-                VF a = splat(x[r * ldx + k]);
+                for (int r = 0; r < MR; r++) {
+                    VF a = splat(x[place<MR, UNIT>(r, k + odd)]);
 #pragma GCC unroll 8
-                for (int i = 0; i < NP * NV; i++) acc[r][i] = fma(a, (VF)(b[i] << 16), acc[r][i]);
-            }
-#pragma GCC unroll 8
-            for (int r = 0; r < MR; r++) {
-                VF a = splat(x[r * ldx + k + 1]);
-#pragma GCC unroll 8
-                for (int i = 0; i < NP * NV; i++) acc[r][i] = fma(a, (VF)(b[i] & 0xffff0000u), acc[r][i]);
+                    for (int i = 0; i < NP * NV; i++) acc[r][i] = fma(a, b[i], acc[r][i]);
+                }
+                if (REGISTERS == 16 && MR > 4) asm volatile("" ::: "memory");
             }
         }
     }
@@ -78,10 +87,11 @@ struct Widened {  // panel [k / 2][16][2] of bfloat16, widened as it is read
 
 #if defined(__AVX512BF16__)
 struct Pairs {  // the same panels, multiplied by bfloat16 activations in one instruction
+    static constexpr int UNIT = 2;
     typedef uint16_t X;
     typedef uint16_t Weight;
     template <int MR, int NP>
-    INLINE void run(VF (&acc)[MR][NP * NV], const X* x, long ldx, const Weight* w, long panel, long k0, long k1) {
+    INLINE void run(VF (&acc)[MR][NP * NV], const X* x, const Weight* w, long panel, long k0, long k1) {
         for (long k = k0; k < k1; k += 2) {
             __m512bh b[NP * NV];
 #pragma GCC unroll 8
@@ -92,7 +102,7 @@ struct Pairs {  // the same panels, multiplied by bfloat16 activations in one in
             }
 #pragma GCC unroll 8
             for (int r = 0; r < MR; r++) {
-                __m512bh a = (__m512bh)_mm512_set1_epi32(load_as<int>(x + r * ldx + k));
+                __m512bh a = (__m512bh)_mm512_set1_epi32(load_as<int>(x + place<MR, UNIT>(r, k)));
 #pragma GCC unroll 8
                 for (int i = 0; i < NP * NV; i++)
                     acc[r][i] = (VF)_mm512_dpbf16_ps((__m512)acc[r][i], a, b[i]);
@@ -106,50 +116,47 @@ typedef Widened Pairs;
 
 // Sums of MR rows x NP panels over [k0, k1), continued from `c` unless k0 is 0.
 template <class Kind, int MR, int NP>
-static void micro(const typename Kind::X* x, long ldx, const typename Kind::Weight* w, long panel, long k0,
-                  long k1, float* c, long ldc) {
+static void micro(const typename Kind::X* x, const typename Kind::Weight* w, long panel, long k0, long k1, float* c,
+                  long ldc) {
     VF acc[MR][NP * NV];
 #pragma GCC unroll 8
     for (int r = 0; r < MR; r++)
 #pragma GCC unroll 8
         for (int i = 0; i < NP * NV; i++) acc[r][i] = k0 ? load(c + r * ldc + i * W) : VF{};
-    Kind::template run<MR, NP>(acc, x, ldx, w, panel, k0, k1);
+    Kind::template run<MR, NP>(acc, x, w, panel, k0, k1);
 #pragma GCC unroll 8
     for (int r = 0; r < MR; r++)
 #pragma GCC unroll 8
         for (int i = 0; i < NP * NV; i++) store(c + r * ldc + i * W, acc[r][i]);
 }
 
-template <class Kind, int MR, int NP>
-static void panels_of(const typename Kind::X* x, long ldx, const typename Kind::Weight* w, long panel, long count,
-                      long k0, long k1, float* c, long ldc) {
+// One group of rows x `count` panels: as many panels at once as the registers hold.
+template <class Kind, int MR = MAX_ROWS>
+static void group(long rows, const typename Kind::X* x, const typename Kind::Weight* w, long panel, long count,
+                  long k0, long k1, float* c, long ldc) {
+    if (rows < MR) {
+        if constexpr (MR > 1) group<Kind, MR - 1>(rows, x, w, panel, count, k0, k1, c, ldc);
+        return;
+    }
+    constexpr int NP = panels_for(MR);
     long p = 0;
     for (; p + NP <= count; p += NP)
-        micro<Kind, MR, NP>(x, ldx, w + p * panel, panel, k0, k1, c + p * PANEL, ldc);
-    for (; p < count; p++) micro<Kind, MR, 1>(x, ldx, w + p * panel, panel, k0, k1, c + p * PANEL, ldc);
+        micro<Kind, MR, NP>(x, w + p * panel, panel, k0, k1, c + p * PANEL, ldc);
+    for (; p < count; p++) micro<Kind, MR, 1>(x, w + p * panel, panel, k0, k1, c + p * PANEL, ldc);
 }
 
-// A few rows at once: as many panels as the registers hold.
-template <class Kind, int MR = MAX_ROWS>
-INLINE void few_rows(long rows, const typename Kind::X* x, long ldx, const typename Kind::Weight* w, long panel,
-                     long count, long k0, long k1, float* c, long ldc) {
-    if (rows == MR)
-        panels_of<Kind, MR, panels_for(MR)>(x, ldx, w, panel, count, k0, k1, c, ldc);
-    else if constexpr (MR > 1)
-        few_rows<Kind, MR - 1>(rows, x, ldx, w, panel, count, k0, k1, c, ldc);
-}
-
+// One group reads each panel once; several take turns on a stretch of it that stays in the first cache.
 template <class Kind>
-static void tile(long rows, const typename Kind::X* x, long ldx, const typename Kind::Weight* w, long panel,
-                 long count, long k, float* c, long ldc) {
-    if (rows <= MAX_ROWS) return few_rows<Kind>(rows, x, ldx, w, panel, count, 0, k, c, ldc);
+static void tile(long rows, const typename Kind::X* x, const typename Kind::Weight* w, long panel, long count,
+                 long k, float* c, long ldc) {
+    if (rows <= MAX_ROWS) return group<Kind>(rows, x, w, panel, count, 0, k, c, ldc);
     for (long k0 = 0; k0 < k; k0 += K_BLOCK) {
         long k1 = k0 + K_BLOCK < k ? k0 + K_BLOCK : k;
         for (long p = 0; p < count; p += BLOCK_PANELS) {
             long some = count - p < BLOCK_PANELS ? count - p : BLOCK_PANELS;
             for (long r = 0; r < rows; r += MAX_ROWS)
-                few_rows<Kind>(rows - r < MAX_ROWS ? rows - r : MAX_ROWS, x + r * ldx, ldx, w + p * panel, panel,
-                               some, k0, k1, c + r * ldc + p * PANEL, ldc);
+                group<Kind>(rows - r < MAX_ROWS ? rows - r : MAX_ROWS, x + r * k, w + p * panel, panel, some, k0, k1,
+                            c + r * ldc + p * PANEL, ldc);
         }
     }
 }
@@ -183,15 +190,14 @@ INLINE void finish(const LinearArgs& args, long row, long column, long panel, co
 
 // Rows [row, row + rows) x panels [first, last).
 template <class Kind>
-static void region(const LinearArgs& args, const typename Kind::X* x, long ldx, long row, long rows, long first,
-                   long last) {
+static void region(const LinearArgs& args, const typename Kind::X* x, long row, long rows, long first, long last) {
     float c[ROW_BLOCK * TILE_PANELS * PANEL];
     const long k = padded_k(args.k, args.panels_bf16), panel = k * PANEL, unit = args.gated ? 2 : 1;
     const long width = rows <= MAX_ROWS ? TILE_PANELS : BLOCK_PANELS < unit ? unit : BLOCK_PANELS;
     const auto* panels = (const typename Kind::Weight*)args.panels;
     for (long p = first; p < last; p += width) {
         long count = last - p < width ? last - p : width, ldc = count * PANEL;
-        tile<Kind>(rows, x + row * ldx, ldx, panels + p * panel, panel, count, k, c, ldc);
+        tile<Kind>(rows, x + row * k, panels + p * panel, panel, count, k, c, ldc);
         for (long r = 0; r < rows; r++) {
             for (long i = 0; i < count; i += unit) {
                 long column = (p + i) / unit * PANEL;
@@ -204,42 +210,52 @@ static void region(const LinearArgs& args, const typename Kind::X* x, long ldx, 
     }
 }
 
-INLINE void stage_row(const float* from, float* to, long k, long padded) {
-    __builtin_memcpy(to, from, k * 4);
-    if (padded > k) to[k] = 0;
-}
-INLINE void stage_row(const uint16_t* from, uint16_t* to, long k, long padded) {
-    __builtin_memcpy(to, from, k * 2);
-    if (padded > k) to[k] = 0;
-}
-INLINE void stage_row(const uint16_t* from, float* to, long k, long padded) {
-    long i = 0;
-    for (; i + W <= k; i += W) store(to + i, load(from + i));
-    for (; i < k; i++) to[i] = widen(from[i]);
-    if (padded > k) to[k] = 0;
+INLINE void convert(float from, float* to) { *to = from; }
+INLINE void convert(uint16_t from, float* to) { *to = widen(from); }
+INLINE void convert(uint16_t from, uint16_t* to) { *to = from; }
+
+// Copy MR rows of k inputs (zeros up to `padded`) to where `place` says.
+template <int MR, class Kind, class Given>
+static void stage(long rows, const Given* from, long stride, typename Kind::X* to, long k, long padded) {
+    if (rows < MR) {
+        if constexpr (MR > 1) stage<MR - 1, Kind>(rows, from, stride, to, k, padded);
+        return;
+    }
+    for (long i = 0; i < padded; i++)
+        for (int r = 0; r < MR; r++) {
+            typename Kind::X* at = to + place<MR, Kind::UNIT>(r, i);
+            if (i < k)
+                convert(from[r * stride + i], at);
+            else
+                *at = 0;
+        }
 }
 
 template <class Kind, class Given>
 static void product(const LinearArgs& args) {
     typedef typename Kind::X X;
     const long k = padded_k(args.k, args.panels_bf16), m = args.m;
-    const bool in_place = sizeof(X) == sizeof(Given) && k == args.k;
+    const bool in_place = m == 1 && sizeof(X) == sizeof(Given) && k == args.k;
+    const bool stage_alone = !in_place && m * k < SERIAL_WORK;
     const Given* given = (const Given*)args.x;
-    const X* x = in_place ? (const X*)args.x : (const X*)args.staging;
-    const long ldx = in_place ? args.x_stride : k;
+    X* staged = (X*)args.staging;
+    const X* x = in_place ? (const X*)args.x : staged;
+    auto stage_groups = [&](long from, long to) {
+        for (long r = from * MAX_ROWS; r < m && r < to * MAX_ROWS; r += MAX_ROWS)
+            stage<MAX_ROWS, Kind>(m - r < MAX_ROWS ? m - r : MAX_ROWS, given + r * args.x_stride, args.x_stride,
+                                  staged + r * k, args.k, k);
+    };
+    const long groups = (m + MAX_ROWS - 1) / MAX_ROWS;
     const long unit = args.gated ? 2 : 1;
     const long units = num_panels(args.n, args.gated) / unit;
     const long blocks = (m + ROW_BLOCK - 1) / ROW_BLOCK, total = blocks * units;
-    int threads = m * args.n * k < SERIAL_WORK ? 1 : args.threads;
-    const bool stage_first = !in_place && m * k < SERIAL_WORK;
-    if (stage_first)
-        for (long r = 0; r < m; r++) stage_row(given + r * args.x_stride, (X*)args.staging + r * k, args.k, k);
+    const int threads = m * args.n * k < SERIAL_WORK ? 1 : args.threads;
+    if (stage_alone) stage_groups(0, groups);
 #pragma omp parallel num_threads(threads) if (threads > 1)
     {
-        if (!in_place && !stage_first) {
+        if (!in_place && !stage_alone) {
 #pragma omp for schedule(static)
-            for (long r = 0; r < m; r++)
-                stage_row(given + r * args.x_stride, (X*)args.staging + r * k, args.k, k);
+            for (long g = 0; g < groups; g++) stage_groups(g, g + 1);
         }
         const long team = omp_get_num_threads(), me = omp_get_thread_num();
         const long end = total * (me + 1) / team;
@@ -247,7 +263,7 @@ static void product(const LinearArgs& args) {
             long block = u / units, first = u % units;
             long last = units - first < end - u ? units : first + end - u;
             long row = block * ROW_BLOCK, rows = m - row < ROW_BLOCK ? m - row : ROW_BLOCK;
-            region<Kind>(args, x, ldx, row, rows, first * unit, last * unit);
+            region<Kind>(args, x, row, rows, first * unit, last * unit);
             u += last - first;
         }
     }

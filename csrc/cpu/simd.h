@@ -40,7 +40,15 @@ INLINE V load_as(const void* from) {
 }
 INLINE VF load(const float* from) { return load_as<VF>(from); }
 INLINE VF load(const uint16_t* from) { return (VF)(__builtin_convertvector(load_as<VH>(from), VU) << 16); }
-INLINE VF splat(float value) { return VF{} + value; }
+INLINE VF splat(float value) {
+#if defined(__AVX512F__)
+    return (VF)_mm512_set1_ps(value);
+#elif defined(__AVX2__)
+    return (VF)_mm256_set1_ps(value);
+#else
+    return VF{value, value, value, value};
+#endif
+}
 
 INLINE float widen(float value) { return value; }
 INLINE float widen(uint16_t value) {
@@ -116,7 +124,7 @@ INLINE VF exp(VF x) {
     VF c = x < low ? low : x;
     c = c > high ? high : c;
     VF magic = splat(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer
-    VF n = (c * 1.44269504088896341f + magic) - magic;
+    VF n = (c * splat(1.44269504f) + magic) - magic;
     VF r = fma(n, splat(-0.693359375f), c);
     r = fma(n, splat(2.12194440e-4f), r);
     VF p = splat(1.9875691500e-4f);
