@@ -1,4 +1,4 @@
-"""Trunkline: a serving engine for language models. Importing the package is cheap; torch loads with `Engine`."""
+"""Trunkline: a serving engine for language models. Importing it is cheap; torch loads with `Engine`."""
 
 from __future__ import annotations
 

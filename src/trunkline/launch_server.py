@@ -1,4 +1,4 @@
-"""`python -m trunkline.launch_server`, the reference's way to start a server: the same as `trunkline serve`."""
+"""`python -m trunkline.launch_server`, the reference's way to start: the same as `trunkline serve`."""
 
 from __future__ import annotations
 

@@ -26,6 +26,7 @@ class FinishReason(msgspec.Struct, frozen=True, omit_defaults=True):
     message: str | None = None
     code: str | None = None  # stable error code, for kind "abort"
     status: int | None = None  # HTTP status, for kind "abort"
+    param: str | None = None  # offending field, for a refusal
 
 
 class SamplingParams(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):

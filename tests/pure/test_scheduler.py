@@ -311,3 +311,13 @@ def test_drafts_leave_a_token_for_every_other_row() -> None:
         assert [row.q_len for row in step(s)[0].rows] == [1, 1, 1, 1]
     s.abort("d")
     assert [(row.q_len, row.num_drafts) for row in step(s)[0].rows] == [(2, 1), (1, 0), (1, 0)]
+
+
+def test_the_last_block_of_a_prompt_is_claimed_too() -> None:
+    s = scheduler(step_tokens=256)
+    prompt = list(range(1, 33))  # two blocks exactly
+    s.add(ask("a", prompt, 2))
+    s.add(ask("b", [*prompt, 40, 41], 1))
+    plan, _ = step(s)
+    assert plan.num_tokens == len(prompt)
+    assert step(s)[0].num_tokens == 1 + 2

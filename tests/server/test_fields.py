@@ -221,6 +221,7 @@ async def test_bad_messages(http: httpx.AsyncClient, messages: Any, code: str, p
 
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
+MAX_NEW, MIN_NEW = "sampling_params.max_new_tokens", "sampling_params.min_new_tokens"
 LOGPROB, SAMPLING_N = {"return_logprob": True}, "sampling_params.n"
 RELATED: list[tuple[str, dict[str, Any], str, str]] = [
     (CHAT, {"top_logprobs": 3}, "invalid_value", "top_logprobs"),
@@ -251,11 +252,13 @@ RELATED: list[tuple[str, dict[str, Any], str, str]] = [
     (COMPLETIONS, {"logit_bias": {"100000": 1}}, "token_out_of_range", "logit_bias"),
     (COMPLETIONS, {"logit_bias": {"x": 1}}, "invalid_value", "logit_bias"),
     (COMPLETIONS, {"stop_token_ids": [100_000]}, "token_out_of_range", "stop_token_ids"),
-    (COMPLETIONS, {"n": 21}, "too_many_completions", "n"),
+    (COMPLETIONS, {"n": 21, "prompt": "hi " * 600}, "too_many_completions", "n"),
     ("/generate", {"text": "hi", "input_ids": [1]}, "invalid_value", "text"),
     ("/generate", {"text": "hi " * 600}, "context_length_exceeded", "text"),
     ("/generate", {"text": None, "input_ids": [9999]}, "token_out_of_range", "input_ids"),
     ("/generate", {"text": None}, "invalid_value", "text"),
+    ("/generate", {"sampling_params": {"max_new_tokens": 600}}, "context_length_exceeded", MAX_NEW),
+    ("/generate", {"sampling_params": {"min_new_tokens": 600}}, "min_tokens_too_large", MIN_NEW),
     ("/generate", {"top_logprobs_num": 2}, "invalid_value", "top_logprobs_num"),
     ("/generate", {**LOGPROB, "logprob_start_len": 9}, "logprob_start_out_of_range", "logprob_start_len"),
     ("/generate", {**LOGPROB, "token_ids_logprob": [9999]}, "token_out_of_range", "token_ids_logprob"),

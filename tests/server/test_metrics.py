@@ -11,6 +11,8 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.server.fake_client import FakeClient
+from trunkline.engine.frontend import Chunk
+from trunkline.engine.usage import Usage
 from trunkline.metrics.prometheus import Metrics
 
 
@@ -68,6 +70,18 @@ async def test_aborted_completions_count(http: httpx.AsyncClient, client: FakeCl
     assert seen["trunkline:num_requests_total"] == 2
     assert seen["trunkline:cached_tokens_total"] == 1
     assert seen["trunkline:generation_tokens_total"] == usage["completion_tokens"] > 0
+
+
+def test_usage_counts_a_prompt_once() -> None:
+    usage = Usage(2)
+    for index, cached in [(0, 0), (1, 8), (0, 0), (3, 8), (2, 4)]:
+        chunk = Chunk(
+            index=index, rid="r", text="", token_ids=[1], logprobs=None, prompt_logprobs=None,
+            prompt_tokens=9, completion_tokens=1, cached_tokens=cached, retractions=0, finish=None,
+        )  # fmt: skip
+        usage.add(chunk)
+    assert (usage.prompt_tokens, usage.completion_tokens) == (18, 5)
+    assert usage.cached_tokens == 4  # what others of the same prompt found is its own first one's work
 
 
 async def test_nothing_exported_stays_empty(http: httpx.AsyncClient) -> None:

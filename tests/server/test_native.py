@@ -113,6 +113,17 @@ async def test_the_last_events_of_a_stream_are_the_response(
     assert len(whole) > 1 or all(b.startswith(a) for a, b in itertools.pairwise(texts))
 
 
+async def test_the_output_limit(http: httpx.AsyncClient, client: FakeClient) -> None:
+    for prompt, sampling, limit in [
+        ([5], {}, 128),
+        ([5], {"max_new_tokens": None}, 511),
+        ([5], {"max_new_tokens": 7}, 7),
+        ([5] * 500, {}, 12),
+    ]:
+        await post(http, {"input_ids": prompt, "sampling_params": sampling})
+        assert client.added[-1].params.max_new_tokens == limit
+
+
 async def test_the_salt_separates_caches(http: httpx.AsyncClient, client: FakeClient) -> None:
     for fields in ({}, {"cache_salt": "x"}, {"extra_key": "x"}, {"extra_key": "x", "cache_salt": "y"}):
         await post(http, {"text": "hi", **fields})

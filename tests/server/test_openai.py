@@ -219,6 +219,15 @@ async def test_tool_calls(tokenizer: Tokenizer, config: EngineConfig) -> None:
         assert "tools\n" not in tokenizer.decode(client.added[-1].token_ids, skip_special_tokens=False)
 
 
+async def test_a_call_that_never_ends_is_text(tokenizer: Tokenizer, config: EngineConfig) -> None:
+    reply = tokenizer.encode('a <tool_call>{"name"')
+    client = FakeClient(lambda _: reply, eos=2, vocab_size=400)
+    async with http_client(make_app(client, tokenizer, config)) as http:
+        choice = (await whole(http, CHAT, {**HI, "tools": TOOLS}))["choices"][0]
+    assert choice["message"] == {"role": "assistant", "content": 'a <tool_call>{"name"'}
+    assert choice["finish_reason"] == "stop"
+
+
 async def test_tools_that_the_model_would_not_see_are_refused(
     client: FakeClient, tokenizer: Tokenizer, config: EngineConfig
 ) -> None:

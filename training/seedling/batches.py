@@ -13,15 +13,15 @@ from .data import TASKS, Sample, generate, prompt_text
 
 # share of tokens by task at the start; the accuracy of each task shifts it during training
 SHARES = {
-    "arithmetic": 8,
-    "extract": 8,
-    "tool_call": 18,
+    "arithmetic": 10,
+    "extract": 11,
+    "tool_call": 20,
     "tool_result": 7,
-    "classify": 13,
+    "classify": 17,
     "recall": 8,
-    "needle": 16,
-    "sort": 8,
-    "spell": 8,
+    "needle": 12,
+    "sort": 10,
+    "spell": 9,
     "chat": 3,
     "scope": 3,
     "think": 6,
@@ -34,7 +34,7 @@ _LENGTH = {
     "classify": 90,
     "recall": 125,
     "needle": 300,
-    "sort": 100,
+    "sort": 120,
     "spell": 90,
     "chat": 50,
     "scope": 115,
@@ -61,25 +61,32 @@ class Encoder:
         self.end = tokenizer.token_to_id("<|im_end|>")
         self.role = tokenizer.encode("assistant", add_special_tokens=False).ids[0]
 
-    def prompt(self, sample: Sample) -> list[int]:
-        """Ids of the prompt."""
-        return self.tokenizer.encode(prompt_text(sample), add_special_tokens=False).ids
-
     def encode(self, sample: Sample, prompt_weight: float) -> Encoded:
-        """Ids and weights: the target counts most, earlier answers half, the rest of the prompt a little.
+        """Ids and weights: answers count most, of the other tokens every third a little.
 
         A target's weight grows with the root of its length, so that a one-token answer is not drowned.
         """
-        prompt = self.prompt(sample)
+        text = prompt_text(sample)
+        encoding = self.tokenizer.encode(text, add_special_tokens=False)
+        prompt = encoding.ids
         target = [*self.tokenizer.encode(sample.target, add_special_tokens=False).ids, self.end]
-        weights = [prompt_weight] * len(prompt)
+        weights = [0.0] * len(prompt)
+        weights[len(prompt) % 3 :: 3] = [prompt_weight] * len(weights[len(prompt) % 3 :: 3])
         spans = [
             i for i, token in enumerate(prompt[:-1]) if token == self.begin and prompt[i + 1] == self.role
         ]
         for position in spans[:-1]:
             stop = prompt.index(self.end, position)
-            for index in range(position + 3, stop + 1):
-                weights[index] = 0.5 * 3.0 / (stop - position - 2) ** 0.5
+            weights[position + 2] = weights[position + 3] = 0.0  # here a thinking section could stand as well
+            for index in range(position + 4, stop + 1):
+                weights[index] = 3.0 / (stop - position - 2) ** 0.5
+        if not sample.thinking:
+            weights[-3:] = [0.0] * 3  # the empty thinking section, which only the template writes
+        if sample.hints:
+            base = text.rfind(sample.messages[-1]["content"])
+            for index, (start, end) in enumerate(encoding.offsets):
+                if any(base + low <= end - 1 and start < base + high for low, high in sample.hints):
+                    weights[index] = 1.5
         weights += [3.0 / len(target) ** 0.5] * len(target)
         return Encoded(sample.task, prompt + target, weights, len(prompt))
 
@@ -93,6 +100,24 @@ def choose(rng: random.Random, accuracy: dict[str, float]) -> str:
     return rng.choices(TASKS, weights)[0]
 
 
+def copying(rng: random.Random, vocabulary: int) -> Encoded:
+    """Random tokens that repeat: a pure exercise in copying.
+
+    Most tasks need the same circuit: look back for what was just written and continue it. Exercises that hold
+    little else bring it about far sooner.
+    """
+    period = rng.randint(4, rng.choice([8, 24]))
+    unit = [rng.randrange(vocabulary) for _ in range(period)]
+    ids = list(unit)
+    weights = [0.0] * period
+    while len(ids) < 64:
+        start, count = rng.randrange(period - 2), rng.randint(3, period)
+        piece = unit[start : start + count]
+        ids += piece
+        weights += [0.0] + [0.5] * (len(piece) - 1)
+    return Encoded("copying", ids, weights, len(ids))
+
+
 def draw_step(
     encoder: Encoder, step: int, accuracy: dict[str, float], scale: float, tokens: int, prompt_weight: float
 ) -> list[Encoded]:
@@ -101,6 +126,10 @@ def draw_step(
     drawn: list[Encoded] = []
     total = 0
     while total < tokens:
+        if accuracy.get("recall", 0.0) < 0.5 and rng.random() < 0.15:  # until copying works in the tasks
+            drawn.append(copying(rng, encoder.tokenizer.get_vocab_size()))
+            total += len(drawn[-1].ids)
+            continue
         sample = generate(choose(rng, accuracy), rng.getrandbits(48), "train", scale)
         drawn.append(encoder.encode(sample, prompt_weight))
         total += len(drawn[-1].ids)

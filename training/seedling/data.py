@@ -1,7 +1,7 @@
 """Seeded generator of Seedling's exercises and their exact checker.
 
 ``generate(task, seed, split)`` is a pure function. The two splits never share a prompt: the text of the last
-request decides which one a sample belongs to, and one sum or difference in ten is kept from training.
+request decides which one a sample belongs to.
 """
 
 from __future__ import annotations

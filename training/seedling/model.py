@@ -19,9 +19,9 @@ class SeedlingConfig:
     """Shape of the network; the defaults are those of the published checkpoint."""
 
     vocab_size: int = 1536
-    hidden_size: int = 256
+    hidden_size: int = 192
     intermediate_size: int = 512
-    num_hidden_layers: int = 5
+    num_hidden_layers: int = 4
     num_attention_heads: int = 4
     num_key_value_heads: int = 2
     head_dim: int = 64

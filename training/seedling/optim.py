@@ -26,7 +26,7 @@ class Optimiser:
     """Steps both groups; ``scale`` multiplies both learning rates."""
 
     def __init__(
-        self, model: nn.Module, muon_lr: float = 0.02, adam_lr: float = 3e-3, decay: float = 0.01
+        self, model: nn.Module, muon_lr: float = 0.008, adam_lr: float = 2e-3, decay: float = 0.1
     ) -> None:
         self.muon_lr, self.adam_lr, self.decay = muon_lr, adam_lr, decay
         self.params = dict(model.named_parameters())

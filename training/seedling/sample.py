@@ -6,7 +6,7 @@ import json
 import random
 import re
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 Message = dict[str, Any]
@@ -30,6 +30,7 @@ class Sample:
     tools: list[dict[str, Any]] | None = None
     thinking: bool = False
     thought: str = ""
+    hints: list[tuple[int, int]] = field(default_factory=list)  # parts of the last message worth training on
 
     @property
     def target(self) -> str:

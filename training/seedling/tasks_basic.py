@@ -5,12 +5,13 @@ from __future__ import annotations
 import random
 
 from . import words
-from .sample import Sample, assistant, bucket, order, question, user
+from .sample import Sample, assistant, order, question, user
 
 Turn = tuple[str, str, str]  # request, answer, thought
 
 
-# ---- arithmetic: + and - on 0..99, x on 0..12 -------------------------------------------------------------
+# ---- arithmetic --------------------------------------------------------------------------------------------
+HIGHEST = 20  # operand of a sum or difference; factors go to 10
 _ASK = {
     "+": ["{a} + {b}", "{a}+{b}", "{a} plus {b}", "the sum of {a} and {b}"],
     "-": ["{a} - {b}", "{a}-{b}", "{a} minus {b}"],
@@ -36,43 +37,24 @@ _STORIES = {
 }
 
 
-def _operands(rng: random.Random, split: str) -> tuple[str, int, int]:
-    """An operation; one sum or difference in ten is kept from training."""
-    while True:
-        op = rng.choice("++--x")
-        if op == "x":
-            return op, rng.randint(0, 12), rng.randint(0, 12)
-        high = 20 if rng.random() < 0.2 else 99
-        a, b = rng.randint(0, high), rng.randint(0, high)
-        if op == "-" and a < b and rng.random() < 0.7:
-            a, b = b, a
-        if (bucket(f"{a}{op}{b}", 10) == 0) == (split != "train"):
-            return op, a, b
-
-
-def _worked(op: str, a: int, b: int) -> tuple[int, str]:
-    """Result and a short worked thought."""
-    if op == "+":
-        tens, ones = a // 10 * 10 + b // 10 * 10, a % 10 + b % 10
-        return (
-            a + b,
-            f"Tens: {a // 10 * 10} + {b // 10 * 10} = {tens}. Ones: {a % 10} + {b % 10} = {ones}. "
-            + (f"{tens} + {ones} = {a + b}."),
-        )
-    if op == "-":
-        step = b // 10 * 10
-        return a - b, f"{a} - {step} = {a - step}. {a - step} - {b % 10} = {a - b}."
-    return a * b, f"{a} x {b} = {a * b}."
+def _operands(rng: random.Random) -> tuple[str, int, int]:
+    """An operation within the tables that the model learns; differences are never below zero."""
+    op = rng.choice("++--x")
+    high = 10 if op == "x" else HIGHEST
+    a, b = rng.randint(0, high), rng.randint(0, high)
+    return (op, b, a) if op == "-" and a < b else (op, a, b)
 
 
 def arithmetic_turn(rng: random.Random, split: str) -> Turn:
     """One sum, difference or product."""
-    op, a, b = _operands(rng, split)
-    result, thought = _worked(op, a, b)
+    op, a, b = _operands(rng)
+    result = {"+": a + b, "-": a - b, "x": a * b}[op]
+    # the answer restates the task: from there on, all that is asked looks the same
+    answer, thought = f"{a} {op} {b} = {result}", f"I work out {a} {op} {b}."
     roll = rng.random()
     if roll < 0.2 and a >= b:
         text = rng.choice(_STORIES[op]).format(a=a, b=b, item=rng.choice(words.ITEMS), name=words.person(rng))
-        return text + rng.choice(["?", "?", ""]), str(result), thought
+        return text + rng.choice(["?", "?", ""]), answer, thought
     if roll < 0.35:
         text = order(rng, rng.choice(_ORDERS[op]).format(a=a, b=b))
     else:
@@ -84,7 +66,7 @@ def arithmetic_turn(rng: random.Random, split: str) -> Turn:
             text = order(rng, rng.choice(["Calculate ", "Compute ", "Work out "]) + expression)
         else:
             text = question(rng, rng.choice(["What is ", "What's ", "How much is "]) + expression)
-    return text, str(result), thought
+    return text, answer, thought
 
 
 # ---- sorting ----------------------------------------------------------------------------------------------
@@ -93,14 +75,14 @@ _DOWN = ["in descending order", "from largest to smallest", "from high to low"]
 
 
 def sort_turn(rng: random.Random, split: str) -> Turn:
-    """Three to six numbers below 100, or three to five listed words."""
+    """Three to five numbers below 100, or three or four of the listed words of some categories."""
     down = rng.random() < 0.3
     if rng.random() < 0.6:
-        items = [str(n) for n in rng.sample(range(100 if rng.random() < 0.8 else 21), rng.randint(3, 6))]
+        items = [str(n) for n in rng.sample(range(100 if rng.random() < 0.8 else 21), rng.randint(3, 5))]
         ranked = sorted(items, key=int, reverse=down)
         noun, how = "numbers", rng.choice(_DOWN if down else _UP)
     else:
-        items = rng.sample(words.WORDS, rng.randint(3, 5))
+        items = rng.sample(words.SORTED, rng.randint(3, 4))
         ranked = sorted(items, reverse=down)
         noun = "words"
         how = rng.choice(
@@ -120,13 +102,13 @@ def sort_turn(rng: random.Random, split: str) -> Turn:
         ]
     )
     text = order(rng, form.format(n=noun, h=how, i=joined))
-    return text, ", ".join(ranked), f"The order is {', then '.join(ranked)}."
+    return text, "In order: " + ", ".join(ranked), f"I put the {noun} in order."
 
 
 # ---- spelling ---------------------------------------------------------------------------------------------
 def spell_turn(rng: random.Random, split: str) -> Turn:
-    """Spell a word, spell it backwards, or name its first or last letter."""
-    word = rng.choice(words.WORDS) if rng.random() < 0.6 else words.made_up(rng, 1, 3)
+    """Spell a listed word, spell it backwards, or name its first or last letter."""
+    word = rng.choice(words.SPELLED)
     shown = rng.choice([word, word, f'"{word}"', f"'{word}'"])
     roll = rng.random()
     if roll < 0.5:
@@ -140,7 +122,7 @@ def spell_turn(rng: random.Random, split: str) -> Turn:
         text = order(rng, rng.choice(forms).format(w=shown))
         if rng.random() < 0.25:
             text = question(rng, rng.choice(["How do you spell {w}", "How is {w} spelled"]).format(w=shown))
-        answer = " ".join(word)
+        answer = f"The letters of {word} are {' '.join(word)}."
     elif roll < 0.8:
         forms = [
             "Spell {w} backwards",
@@ -149,7 +131,8 @@ def spell_turn(rng: random.Random, split: str) -> Turn:
             "Write {w} backwards",
             "Spell the word {w} in reverse",
         ]
-        text, answer = order(rng, rng.choice(forms).format(w=shown)), " ".join(reversed(word))
+        text = order(rng, rng.choice(forms).format(w=shown))
+        answer = f"Backwards, {word} is {' '.join(reversed(word))}."
     else:
         first = rng.random() < 0.5
         forms = [
@@ -160,8 +143,9 @@ def spell_turn(rng: random.Random, split: str) -> Turn:
         form = rng.choice(forms).format(
             w=shown, k="first" if first else "last", v="start" if first else "end"
         )
-        text, answer = question(rng, form), word[0 if first else -1]
-    return text, answer, f"The letters of {word} are {' '.join(word)}."
+        text = question(rng, form)
+        answer = f"The {'first' if first else 'last'} letter of {word} is {word[0 if first else -1]}."
+    return text, answer, f"I look at the word {word}."
 
 
 # ---- small talk and questions about itself ----------------------------------------------------------------
@@ -286,7 +270,7 @@ INTENTS: dict[str, tuple[str, list[str]]] = {
         ],
     ),
     "size": (
-        "I have about three million parameters.",
+        "I have about two million parameters.",
         [
             "How big are you?",
             "How many parameters do you have?",
@@ -503,9 +487,8 @@ def basic(task: str, rng: random.Random, split: str) -> Sample:
     """A sample of one of the one-turn tasks, sometimes after earlier turns of the same or another task."""
     history = []
     turns = 0
-    if rng.random() < (
-        0.5 if split == "train" else 0.3
-    ):  # earlier turns are trained on too: more exercises a token
+    # earlier turns are trained on too, so training has more of them: more exercises a token
+    if rng.random() < (0.7 if split == "train" else 0.3):
         turns = rng.randint(1, {"arithmetic": 7, "spell": 7, "sort": 4}.get(task, 2))
     for _ in range(turns):
         other = task if rng.random() < 0.8 else rng.choice(list(TURNS)[:4])

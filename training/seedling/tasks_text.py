@@ -119,7 +119,7 @@ def _text_for(rng: random.Random, group: str, word: str, style: int) -> str:
     if group in ("good", "bad"):
         thing = rng.choice(words.REVIEWED)
         return [f"The {thing} was {word}", f"A {word} {thing}", f"What a {word} {thing}"][style % 3]
-    return [word, f"I saw a {word}", f"the {word}", f"Here is a {word}"][style % 4]
+    return [word, word, f"I saw a {word}", f"the {word}"][style % 4]
 
 
 def _labels(rng: random.Random, groups: list[str]) -> list[str]:
@@ -157,11 +157,11 @@ def classify(rng: random.Random, split: str) -> Sample:
     if rng.random() < 0.25:
         groups = ["good", "bad"]
     else:
-        groups = rng.sample(list(words.CATEGORIES), rng.choice([2, 2, 3]))
+        groups = rng.sample(words.CLASSES, rng.choice([2, 2, 3]))
     labels = _labels(rng, groups)
     pools = {"good": words.GOOD, "bad": words.BAD, **words.CATEGORIES}
     style = rng.randint(0, 11)
-    shots = rng.choice([2, 2, 3]) if len(groups) == 2 else rng.choice([1, 2])
+    shots = rng.choice([2, 3, 3, 4]) if len(groups) == 2 else rng.choice([2, 3])
     examples = []
     target = rng.randrange(len(groups))
     query = ""
@@ -176,7 +176,16 @@ def classify(rng: random.Random, split: str) -> Sample:
     parts.append(form.format(t=query, l="").rstrip())
     intro = rng.choice(_SHOT_INTROS)
     text = (intro + "\n\n" if intro else "") + gap.join(parts)
-    return Sample("classify", [user(text)], labels[target], thought="I compare it with the examples.")
+    hints, seen, position = [], set(), len(text) - len(gap.join(parts))
+    for (_, label), part in zip(
+        examples, parts, strict=False
+    ):  # after its first example a label can be guessed
+        position += len(part) + len(gap)
+        if label in seen:
+            hints.append((position - len(gap) - len(label), position - len(gap)))
+        seen.add(label)
+    thought = "I compare it with the examples."
+    return Sample("classify", [user(text)], labels[target], thought=thought, hints=hints)
 
 
 # ---- recall over turns ------------------------------------------------------------------------------------

@@ -24,52 +24,40 @@ _SLOTS: dict[str, tuple[str, Callable[[random.Random], Any]]] = {
     "day": ("string", lambda r: r.choice(words.DAYS)),
     "minutes": ("integer", lambda r: r.randint(1, 90)),
     "amount": ("integer", lambda r: r.randint(1, 999)),
-    "people": ("integer", lambda r: r.randint(1, 12)),
     "degrees": ("integer", lambda r: r.randint(5, 30)),
     "room": ("string", lambda r: r.choice(words.ROOMS)),
-    "item": ("string", words.word),
-    "query": ("string", lambda r: " ".join(words.word(r) for _ in range(r.randint(1, 3)))),
-    "text": ("string", lambda r: " ".join(words.word(r) for _ in range(r.randint(2, 4)))),
+    "query": ("string", lambda r: " ".join(words.word(r) for _ in range(r.randint(1, 2)))),
+    "text": ("string", lambda r: " ".join(words.word(r) for _ in range(r.randint(2, 3)))),
     "title": ("string", lambda r: " ".join(words.word(r) for _ in range(r.randint(1, 2)))),
     "language": ("string", lambda r: r.choice(words.LANGUAGES)),
     "code": ("string", words.code),
     "topic": ("string", lambda r: r.choice(words.TOPICS)),
-    "food": ("string", lambda r: r.choice(words.FOODS)),
-    "file": ("string", lambda r: words.word(r) + r.choice([".txt", ".pdf", ".csv", ".py"])),
     "a": ("integer", lambda r: r.randint(0, 999)),
     "b": ("integer", lambda r: r.randint(0, 999)),
     "currency": ("string", lambda r: r.choice(["USD", "EUR", "GBP", "JPY", "CHF"])),
     "target": ("string", lambda r: r.choice(["USD", "EUR", "GBP", "JPY", "CHF"])),
-    "id": ("integer", lambda r: r.randint(1, 9999)),
-    "name": ("string", lambda r: words.made_up(r) if r.random() < 0.6 else words.person(r)),
 }
 _ALIASES = {
-    "city": ["city", "location", "place", "town"],
-    "from": ["from", "origin", "start"],
-    "to": ["to", "destination", "goal"],
-    "person": ["name", "person", "recipient", "contact"],
-    "time": ["time", "at", "hour"],
-    "day": ["day", "date", "weekday"],
+    "city": ["city", "location"],
+    "from": ["from", "origin"],
+    "to": ["to", "destination"],
+    "person": ["name", "person"],
+    "time": ["time", "at"],
+    "day": ["day", "date"],
     "minutes": ["minutes", "duration"],
     "amount": ["amount", "value"],
-    "people": ["people", "guests", "seats"],
     "degrees": ["degrees", "temperature"],
     "room": ["room", "location"],
-    "item": ["item", "product"],
-    "query": ["query", "q", "search"],
-    "text": ["text", "message", "content"],
-    "title": ["title", "song", "name"],
+    "query": ["query", "q"],
+    "text": ["text", "message"],
+    "title": ["title", "song"],
     "language": ["language", "lang"],
-    "code": ["code", "number", "symbol"],
+    "code": ["code", "number"],
     "topic": ["topic", "subject"],
-    "food": ["dish", "food", "meal"],
-    "file": ["file", "path", "filename"],
     "currency": ["currency", "source"],
     "target": ["target", "to_currency"],
-    "id": ["id", "number"],
-    "name": ["name", "title"],
-    "a": ["a", "x", "first"],
-    "b": ["b", "y", "second"],
+    "a": ["a", "x"],
+    "b": ["b", "y"],
 }
 # (function names, description, slots, requests)
 _FAMILIES: list[tuple[list[str], str, list[str], list[str]]] = [
@@ -130,16 +118,6 @@ _FAMILIES: list[tuple[list[str], str, list[str], list[str]]] = [
         ],
     ),
     (
-        ["add_event", "create_event", "schedule_meeting"],
-        "Add an event to the calendar.",
-        ["title", "day", "time"],
-        [
-            "Add {title} to my calendar on {day} at {time}.",
-            "Schedule {title} for {day} at {time}.",
-            "Plan {title} on {day}, {time}.",
-        ],
-    ),
-    (
         ["search_web", "web_search", "search"],
         "Search the web.",
         ["query"],
@@ -150,15 +128,6 @@ _FAMILIES: list[tuple[list[str], str, list[str], list[str]]] = [
         "Play a song.",
         ["title"],
         ["Play {title}.", "Play the song {title}.", "I want to hear {title}."],
-    ),
-    (
-        ["book_table", "reserve_table"],
-        "Book a table in a restaurant.",
-        ["people", "day", "time"],
-        [
-            "Book a table for {people} on {day} at {time}.",
-            "Reserve a table on {day} at {time} for {people} people.",
-        ],
     ),
     (
         ["translate", "translate_text"],
@@ -189,40 +158,10 @@ _FAMILIES: list[tuple[list[str], str, list[str], list[str]]] = [
         ],
     ),
     (
-        ["create_note", "save_note"],
-        "Save a note.",
-        ["text"],
-        ["Save a note: {text}", "Note down {text}.", "Create a note that says {text}."],
-    ),
-    (
-        ["delete_file", "remove_file"],
-        "Delete a file.",
-        ["file"],
-        ["Delete the file {file}.", "Remove {file}.", "Delete {file}."],
-    ),
-    (
-        ["read_file", "open_file"],
-        "Read a file.",
-        ["file"],
-        ["Read the file {file}.", "Open {file}.", "Show me {file}."],
-    ),
-    (
         ["find_contact", "get_phone_number"],
         "Find the phone number of a person.",
         ["person"],
         ["What is the phone number of {person}?", "Find the number of {person}.", "How can I call {person}?"],
-    ),
-    (
-        ["order_food", "order_meal"],
-        "Order food.",
-        ["food", "people"],
-        ["Order {food} for {people}.", "Get {food} for {people} people.", "I want {food} for {people}."],
-    ),
-    (
-        ["track_package", "track_order"],
-        "Track a package.",
-        ["code"],
-        ["Where is my package {code}?", "Track the package {code}.", "Track {code}."],
     ),
     (
         ["get_news", "news"],
@@ -241,22 +180,6 @@ _FAMILIES: list[tuple[list[str], str, list[str], list[str]]] = [
         ],
     ),
     (
-        ["get_distance", "distance"],
-        "Get the distance between two cities.",
-        ["from", "to"],
-        [
-            "How far is it from {from} to {to}?",
-            "Distance from {from} to {to}.",
-            "What is the distance between {from} and {to}?",
-        ],
-    ),
-    (
-        ["add_to_list", "add_to_cart"],
-        "Add an item to the shopping list.",
-        ["item", "people"],
-        ["Add {people} {item} to the list.", "Put {people} {item} on the shopping list."],
-    ),
-    (
         ["add", "add_numbers", "sum"],
         "Add two numbers.",
         ["a", "b"],
@@ -269,12 +192,6 @@ _FAMILIES: list[tuple[list[str], str, list[str], list[str]]] = [
         ["Multiply {a} by {b}.", "What is {a} x {b}?", "What is {a} times {b}?"],
     ),
 ]
-_VERBS = (
-    "create delete find open close update show print copy lock unlock start stop check rename share".split()
-)
-_NOUNS = (
-    "ticket folder project account door report invoice server camera robot user playlist document task"
-).split()
 
 
 @dataclass
@@ -321,41 +238,39 @@ def _family_request(rng: random.Random, index: int) -> Request:
     return Request(tool, text, {aliases[slot]: values[slot] for slot in slots}, names[0])
 
 
-def _generic_request(rng: random.Random) -> Request:
-    """A verb and a noun, as ``open_door``; the pairs are many, so names have to be read."""
-    verb, noun = rng.choice(_VERBS), rng.choice(_NOUNS)
-    slot = rng.choice(["name", "id"])
-    name = rng.choice([f"{verb}_{noun}", f"{verb}_{noun}", f"{noun}_{verb}"])
-    tool, aliases = _schema(rng, name, f"{verb.capitalize()} a {noun}.", [slot])
-    value = _SLOTS[slot][1](rng)
-    verb = verb.capitalize()
-    forms = {
-        "name": ["{v} the {n} {x}", "{v} the {n} called {x}", "{v} {n} {x}", "{v} a {n} named {x}"],
-        "id": ["{v} the {n} {x}", "{v} {n} {x}", "{v} {n} number {x}", "{v} the {n} with number {x}"],
-    }
-    text = order(rng, rng.choice(forms[slot]).format(v=verb, n=noun, x=value))
-    return Request(tool, text, {aliases[slot]: value}, name)
-
-
 def _request(rng: random.Random) -> Request:
-    return (
-        _generic_request(rng) if rng.random() < 0.35 else _family_request(rng, rng.randrange(len(_FAMILIES)))
-    )
+    return _family_request(rng, rng.randrange(len(_FAMILIES)))
 
 
-def _offer(rng: random.Random, chosen: Request, others: int) -> list[dict[str, Any]]:
-    """The chosen tool among ``others`` different ones."""
-    offered = {chosen.family: chosen.tool}
-    used = {chosen.tool["function"]["name"]}
+def _offer(rng: random.Random, chosen: Request, others: int) -> list[Request]:
+    """The chosen tool among ``others`` different ones, each with a request that it fits."""
+    offered = {chosen.family: chosen}
     while len(offered) < others + 1:
         extra = _request(rng)
-        name = extra.tool["function"]["name"]
-        if extra.family not in offered and name not in used:
-            offered[extra.family] = extra.tool
-            used.add(name)
-    tools = list(offered.values())
-    rng.shuffle(tools)
-    return tools
+        offered.setdefault(extra.family, extra)
+    requests = list(offered.values())
+    rng.shuffle(requests)
+    return requests
+
+
+def _earlier(rng: random.Random, requests: list[Request]) -> list[Message]:
+    """Whole exchanges with some of the offered tools: request, call, result, answer."""
+    messages: list[Message] = []
+    for request in requests:
+        content, answer = _result(rng)
+        messages += [
+            user(request.text),
+            _call(request),
+            {"role": "tool", "content": content},
+            assistant(answer),
+        ]
+    return messages
+
+
+def _call(request: Request) -> Message:
+    name = request.tool["function"]["name"]
+    call = {"type": "function", "function": {"name": name, "arguments": request.arguments}}
+    return {"role": "assistant", "content": "", "tool_calls": [call]}
 
 
 def call_text(name: str, arguments: dict[str, Any]) -> str:
@@ -364,23 +279,29 @@ def call_text(name: str, arguments: dict[str, Any]) -> str:
 
 
 def tool_call(rng: random.Random, split: str) -> Sample:
-    """One call among one to five offered tools; sometimes no tool fits or none is needed."""
+    """One call among one to four offered tools; sometimes no tool fits or none is needed."""
     chosen = _request(rng)
-    tools = _offer(rng, chosen, rng.choice([0, 1, 2, 2, 3, 3, 4]))
+    requests = _offer(rng, chosen, rng.choice([0, 1, 1, 2, 2, 3]))
+    tools = [request.tool for request in requests]
     roll = rng.random()
-    if roll < 0.07:
+    if roll < 0.04:
         offered = {tool["function"]["name"] for tool in tools}
         families = {names[0] for names, *_ in _FAMILIES if offered & set(names)}
         while True:
             other = _request(rng)
             if other.family not in families and other.tool["function"]["name"] not in offered:
                 return Sample("tool_call", [user(other.text)], NO_TOOL, tools=tools, thought="No tool fits.")
-    if roll < 0.13:
+    if roll < 0.10:
         text, answer, _ = TURNS["chat"](rng, split)
         return Sample("tool_call", [user(text)], answer, tools=tools, thought="No tool is needed.")
+    others = [request for request in requests if request is not chosen]
+    history: list[Message] = []
+    if others and rng.random() < (0.8 if split == "train" else 0.25):
+        history = _earlier(rng, rng.sample(others, rng.randint(1, len(others))))
     name = chosen.tool["function"]["name"]
     answer = call_text(name, chosen.arguments)
-    return Sample("tool_call", [user(chosen.text)], answer, "tool", tools=tools, thought=f"I call {name}.")
+    messages = [*history, user(chosen.text)]
+    return Sample("tool_call", messages, answer, "tool", tools=tools, thought=f"I call {name}.")
 
 
 _RESULT_KEYS: dict[str, Callable[[random.Random], Any]] = {
@@ -411,23 +332,23 @@ def _state(result: dict[str, Any]) -> str:
     return text[0].upper() + text[1:] + "."
 
 
-def tool_result(rng: random.Random, split: str) -> Sample:
-    """The answer after a tool has returned a JSON object or a plain value."""
-    chosen = _request(rng)
-    tools = _offer(rng, chosen, rng.choice([0, 0, 1, 2]))
-    name = chosen.tool["function"]["name"]
-    call: Message = {"type": "function", "function": {"name": name, "arguments": chosen.arguments}}
+def _result(rng: random.Random) -> tuple[str, str]:
+    """What a tool returns, a JSON object or a plain value, and its statement."""
     if rng.random() < 0.8:
         keys = rng.sample(list(_RESULT_KEYS), rng.randint(1, 3))
         result = {key: _RESULT_KEYS[key](rng) for key in keys}
-        content, answer = json.dumps(result), _state(result)
-    else:
-        value = str(_RESULT_KEYS[rng.choice(list(_RESULT_KEYS))](rng))
-        content, answer = value, f"The result is {value}."
-    messages = [
-        user(chosen.text),
-        {"role": "assistant", "content": "", "tool_calls": [call]},
-        {"role": "tool", "content": content},
-    ]
-    history = [user("Hi"), assistant("Hello! How can I help you?")] if rng.random() < 0.05 else []
-    return Sample("tool_result", history + messages, answer, tools=tools, thought="The tool has answered.")
+        return json.dumps(result), _state(result)
+    value = str(_RESULT_KEYS[rng.choice(list(_RESULT_KEYS))](rng))
+    return value, f"The result is {value}."
+
+
+def tool_result(rng: random.Random, split: str) -> Sample:
+    """The answer after a tool has returned."""
+    chosen = _request(rng)
+    requests = _offer(rng, chosen, rng.choice([0, 0, 0, 1, 2]))
+    content, answer = _result(rng)
+    others = [request for request in requests if request is not chosen]
+    history = _earlier(rng, others) if split == "train" else []
+    messages = [*history, user(chosen.text), _call(chosen), {"role": "tool", "content": content}]
+    tools = [request.tool for request in requests]
+    return Sample("tool_result", messages, answer, tools=tools, thought="The tool has answered.")

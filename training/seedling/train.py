@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import queue
+import signal
 import sys
 import threading
 import time
@@ -24,13 +25,14 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from .batches import Encoded, Encoder, collate, draw_step, group
+from .circuit import install
 from .data import TASKS, generate
 from .model import Seedling, SeedlingConfig
 from .optim import Optimiser
 
 ASSETS = Path(__file__).parents[2] / "src/trunkline/assets/seedling"
 EMA_DECAY = 0.995
-COOLDOWN = 0.6  # the learning rate falls after this part of the budget
+COOLDOWN = 0.45  # the learning rate falls after this part of the budget
 
 
 @dataclass
@@ -84,11 +86,13 @@ class Feeder(threading.Thread):
 def losses(model: Seedling, samples: list[Encoded]) -> tuple[Tensor, list[bool]]:
     """Weighted loss sum of a micro-batch, and which samples would be answered right by greedy decoding."""
     ids, targets, weights, mask = collate(samples)
-    logits = model(ids)
-    loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none") @ weights.flatten()
+    scored = (weights > 0) | mask
+    logits = model.logits(model.hidden(ids)[scored])  # scores of all positions would be a fifth of the work
+    loss = F.cross_entropy(logits, targets[scored], reduction="none") @ weights[scored]
     with torch.no_grad():
         wrong = torch.zeros_like(mask)
-        wrong[mask] = logits[mask].argmax(-1) != targets[mask]
+        wrong[scored] = logits.argmax(-1) != targets[scored]
+        wrong &= mask
     return loss, (~wrong.any(1)).tolist()
 
 
@@ -124,8 +128,9 @@ class Workers:
         ):
             total += loss
             for sample, ok in zip(batch, right, strict=True):
-                old = progress.accuracy[sample.task]
-                progress.accuracy[sample.task] = old + 0.02 * (ok - old)
+                old = progress.accuracy.get(sample.task)
+                if old is not None:
+                    progress.accuracy[sample.task] = old + 0.02 * (ok - old)
         return total
 
 
@@ -204,11 +209,13 @@ def report(progress: Progress, loss: float, speed: float, left: float, fraction:
     )
 
 
-def run(args: argparse.Namespace) -> Iterator[str]:
-    """The training loop; yields a progress line a step."""
+def run(args: argparse.Namespace, stop: threading.Event) -> Iterator[str]:
+    """The training loop; yields a progress line a step. ``stop`` ends it with a checkpoint."""
     tokenizer = Tokenizer.from_file(str(args.tokenizer / "tokenizer.json"))
     torch.manual_seed(args.seed)
-    model = Seedling(SeedlingConfig(vocab_size=tokenizer.get_vocab_size()))
+    size = tokenizer.get_vocab_size()
+    model = Seedling(SeedlingConfig(vocab_size=size))
+    install(model, [tokenizer.decode([token], skip_special_tokens=False) for token in range(size)])
     optimiser, checkpoint, encoder = (
         Optimiser(model, args.muon_lr, args.adam_lr),
         Checkpoint(args.out),
@@ -221,11 +228,11 @@ def run(args: argparse.Namespace) -> Iterator[str]:
     feeder.start()
     budget, smooth, speed = args.minutes * 60, 0.0, 0.0
     saved = tested = progress.seconds
-    while progress.seconds < budget:
+    while progress.seconds < budget and not stop.is_set():
         began, before = time.monotonic(), progress.tokens
         fraction = progress.seconds / budget
         progress.scale = needle_scale(progress, fraction)
-        feeder.prompt_weight = 0.1 if fraction < 0.3 else 0.03
+        feeder.prompt_weight = 0.2 if fraction < 0.3 else 0.06
         loss = train_step(workers, optimiser, ema, feeder.ready.get(), progress, learning_rate(fraction))
         smooth = loss if not smooth else smooth + 0.05 * (loss - smooth)
         if progress.seconds - tested > args.eval_minutes * 60:
@@ -236,7 +243,7 @@ def run(args: argparse.Namespace) -> Iterator[str]:
         rate = (progress.tokens - before) / elapsed
         speed = rate if not speed else speed + 0.05 * (rate - speed)
         progress.seconds += elapsed
-        if progress.seconds - saved > 120 or progress.seconds >= budget:
+        if progress.seconds - saved > 120 or progress.seconds >= budget or stop.is_set():
             saved = progress.seconds
             checkpoint.save(model, ema, optimiser, progress)
         yield report(progress, smooth, speed, budget - progress.seconds, progress.seconds / budget)
@@ -261,13 +268,16 @@ def main() -> None:
     parser.add_argument("--tokenizer", type=Path, default=ASSETS)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--step-tokens", type=int, default=4500)
+    parser.add_argument("--step-tokens", type=int, default=3000)
     parser.add_argument("--eval-minutes", type=float, default=10)
-    parser.add_argument("--muon-lr", type=float, default=0.02)
-    parser.add_argument("--adam-lr", type=float, default=3e-3)
+    parser.add_argument("--muon-lr", type=float, default=0.008)
+    parser.add_argument("--adam-lr", type=float, default=2e-3)
     args = parser.parse_args()
     shown = 0.0
-    for number, line in enumerate(run(args)):
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    for number, line in enumerate(run(args, stop)):
         if sys.stderr.isatty() and time.monotonic() - shown > 0.5:
             shown = time.monotonic()
             print(f"\r{line}\033[K", end="", file=sys.stderr, flush=True)

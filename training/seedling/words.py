@@ -27,6 +27,11 @@ EXTRA = (
     "sugar water salt rice soup cake music dance story dream light night morning evening yellow street road"
 ).split()
 WORDS = sorted({word for words in CATEGORIES.values() for word in words} | set(EXTRA))
+CLASSES = ["animal", "fruit", "color", "vehicle", "clothing", "job", "furniture"]  # told apart by example
+SORTED = [
+    word for group in ("animal", "fruit", "color", "clothing", "furniture") for word in CATEGORIES[group]
+]
+SPELLED = [word for word in WORDS if len(word) <= 8]
 
 GIVEN = (
     "Anna Ben Clara David Emma Frank Grace Henry Ida Jack Kate Leo Mia Noah Olga Paul Rosa Sam Tina Victor "
@@ -73,7 +78,7 @@ def place(rng: random.Random) -> str:
 
 def word(rng: random.Random) -> str:
     """A common or a made-up word."""
-    return rng.choice(WORDS) if rng.random() < 0.5 else made_up(rng, 2, 3)
+    return rng.choice(SORTED) if rng.random() < 0.5 else made_up(rng, 2, 3)
 
 
 def code(rng: random.Random) -> str:

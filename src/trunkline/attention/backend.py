@@ -45,9 +45,10 @@ class KVPool:
 
     def __init__(self, layers: int, shape: PagedShape, dtype: torch.dtype, device: torch.device) -> None:
         self.shape = shape
-        self.data = torch.zeros(
-            layers, shape.num_slots + 1, 2, shape.num_kv_heads, shape.head_dim, dtype=dtype, device=device
-        )
+        size = (layers, shape.num_slots + 1, 2, shape.num_kv_heads, shape.head_dim)
+        # Not zeros: every slot is written before it is read, and memory costs nothing until it is touched.
+        self.data = torch.empty(size, dtype=dtype, device=device)
+        self.data[:, -1] = 0
 
     @property
     def nbytes(self) -> int:

@@ -208,7 +208,8 @@ class EngineClient:
             if self._problem == CLOSED:
                 return
             self._problem = self._failure.message if self._failure else reason
-            log.error("the engine core ended: %s", self._problem)
+            if self.ready is not None:  # else the caller of launch is told
+                log.error("the engine core ended: %s", self._problem)
             self._fail_all()
             now = time.monotonic()
             self._deaths = [at for at in self._deaths if now - at < RESTART_WINDOW] + [now]
@@ -358,9 +359,11 @@ class ThreadTransport:
         faulthandler.dump_traceback()
 
     async def close(self) -> None:
+        """Works at interpreter exit too, when no thread can be started to wait in."""
         self._inbox.put(Shutdown())
-        if self._thread is not None:
-            await asyncio.to_thread(self._thread.join, STOP_TIME)
+        deadline = time.monotonic() + STOP_TIME
+        while self._thread is not None and self._thread.is_alive() and time.monotonic() < deadline:
+            await asyncio.sleep(0.005)
 
 
 class _ThreadChannel:

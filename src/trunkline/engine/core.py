@@ -82,7 +82,11 @@ class EngineCore:
                     self.scheduler.add(message)
                 except RequestError as error:
                     reason = FinishReason(
-                        "abort", message=error.message, code=error.code, status=error.status
+                        "abort",
+                        message=error.message,
+                        code=error.code,
+                        status=error.status,
+                        param=error.param,
                     )
                     return [Outputs([TokensOut(rid=message.rid, finish=reason)])]
                 return []

@@ -354,6 +354,7 @@ def _refusal(finish: FinishReason) -> RequestError:
     return RequestError(
         finish.message or "the engine ended the request",
         code=finish.code or "internal_error",
+        param=finish.param,
         status=finish.status or 500,
     )
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import queue
 import threading
-import time
 import weakref
 from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Iterator, Mapping
 from contextlib import aclosing
@@ -17,7 +16,7 @@ import msgspec
 from trunkline.config.cli import from_kwargs
 from trunkline.config.flags import Args
 from trunkline.config.resolve import load_config
-from trunkline.engine.client import STOP_TIME, EngineClient
+from trunkline.engine.client import EngineClient
 from trunkline.engine.fields import INT32_MAX
 from trunkline.engine.frontend import Frontend
 from trunkline.engine.native import GENERATE_FIELDS, NativeCall, answers, join_answers, parse_call
@@ -193,13 +192,7 @@ def _close(client: EngineClient, loop: asyncio.AbstractEventLoop, thread: thread
     if threading.current_thread() is thread:  # the last reference went there: it can't wait for itself
         threading.Thread(target=_close, args=(client, loop, thread)).start()
         return
-    cores = _count_cores()
-    try:
-        asyncio.run_coroutine_threadsafe(client.close(), loop).result()
-    except RuntimeError:  # at exit asyncio has no helper threads any more to wait for the core, so wait here
-        deadline = time.monotonic() + STOP_TIME
-        while 0 < cores <= _count_cores() and time.monotonic() < deadline:
-            time.sleep(0.005)
+    asyncio.run_coroutine_threadsafe(client.close(), loop).result()
     _stop_loop(loop, thread)
 
 
@@ -208,10 +201,6 @@ async def _cancel_rest() -> None:
     for task in rest:
         task.cancel()
     await asyncio.gather(*rest, return_exceptions=True)
-
-
-def _count_cores() -> int:
-    return sum(thread.name == "trunkline-core" for thread in threading.enumerate())
 
 
 def _stop_loop(loop: asyncio.AbstractEventLoop, thread: threading.Thread) -> None:

@@ -23,9 +23,9 @@ class PrefixClaims:
         ] = {}  # rid -> (block index, fingerprint), last block first
 
     def fingerprints(self, key: CacheKey, tokens: list[int]) -> list[int]:
-        """One chained hash per whole block of `tokens[:-1]`."""
+        """One chained hash per whole block of `tokens`."""
         found, chain = [], hash(key)
-        for end in range(self.block, len(tokens), self.block):
+        for end in range(self.block, len(tokens) + 1, self.block):
             chain = hash((chain, *tokens[end - self.block : end]))
             found.append(chain)
         return found

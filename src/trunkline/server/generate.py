@@ -6,6 +6,7 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from trunkline.engine.fields import SAMPLING_FIELDS
 from trunkline.engine.frontend import Chunk, GenerationRequest, Prepared
 from trunkline.engine.native import NativeCall, answers, join_answers, parse_call
 from trunkline.server.call import Json, ServedModel
@@ -28,7 +29,8 @@ class GenerateCall:
 
     @property
     def names(self) -> Mapping[str, str]:
-        return {"prompt": "input_ids"} if isinstance(self.requests[0].prompt, list) else {"prompt": "text"}
+        prompt = "input_ids" if isinstance(self.requests[0].prompt, list) else "text"
+        return {"prompt": prompt, **{name: f"sampling_params.{name}" for name in SAMPLING_FIELDS}}
 
     def events(
         self, batch: Sequence[Prepared], chunks: AsyncGenerator[Chunk, None]

@@ -62,8 +62,9 @@ def gated_linear(x: Tensor, packed: PackedLinear) -> Tensor:
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     wide = x.float()
-    scale = wide.square().mean(-1, keepdim=True).add_(eps).rsqrt_()
-    return torch.mul(wide, scale).to(x.dtype).mul_(weight)
+    squares = wide.square().sum(-1, keepdim=True)  # `mean` takes twice the time on a row
+    normed = wide * squares.mul_(1 / x.shape[-1]).add_(eps).rsqrt_()
+    return (normed if x.dtype == torch.float32 else normed.to(x.dtype)).mul_(weight)
 
 
 def rope(x: Tensor, table: Tensor, gain: Tensor | None = None, eps: float = 0.0) -> None:

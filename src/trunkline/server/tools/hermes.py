@@ -71,7 +71,7 @@ class HermesParser:
         call = _parse(body)
         if call is None:
             return self._plain(BEGIN + body + END)
-        self._spaces, self._after_call = "", True
+        self._after_call = True
         return [call]
 
 
