@@ -1,8 +1,8 @@
 """Make the virtual environment that the Makefile's targets run in; does nothing when it is up to date.
 
 Standard library only, and any Python >= 3.8 can start it, so that a wrong Python gets a clear message.
-Up to date means that the stamp in the environment was written for the same pyproject.toml, native sources, list
-of packages, torch, Python and path.
+Up to date means that the stamp in the environment was written for the same pyproject.toml, native sources,
+list of packages, torch, Python and path.
 """
 
 from __future__ import annotations

@@ -16,6 +16,7 @@ namespace TRUNKLINE_ISA {
 constexpr int NV = PANEL / W;  // vectors across a panel
 constexpr int MAX_ROWS = REGISTERS == 32 ? 6 : W == 8 ? 6 : 2;
 constexpr int ROW_BLOCK = 96;  // rows whose sums are kept at hand while a panel is read
+constexpr int DIRECT_ROWS = MAX_ROWS < 4 ? MAX_ROWS : 4;  // that read bfloat16 panels as they are
 constexpr int TILE_PANELS = 8;
 constexpr long SERIAL_WORK = 1 << 15;  // weights x rows below which threads cost more than they save
 
@@ -26,7 +27,7 @@ constexpr int panels_for(int rows) {
     return fit >= 8 ? 8 : fit >= 4 ? 4 : fit >= 2 ? 2 : 1;
 }
 constexpr int BLOCK_PANELS = panels_for(MAX_ROWS);
-constexpr long K_BLOCK = 256;  // inputs of a panel that stay in the first cache
+constexpr long K_BLOCK = BLOCK_PANELS >= 4 ? 128 : 256;  // inputs of a panel that stay in the first cache
 
 // Where input k of row r is in a group of MR rows: rows lie side by side for each UNIT along k.
 template <int MR, int UNIT>
@@ -37,6 +38,7 @@ INLINE long place(long r, long k) {
 // How weights and activations meet. `UNIT`: inputs that are taken at once.
 struct Float32 {  // panel [k][16]
     static constexpr int UNIT = 1;
+    static constexpr bool NARROW = false;
     typedef float X;
     typedef float Weight;
     template <int MR, int NP>
@@ -57,12 +59,12 @@ struct Float32 {  // panel [k][16]
 
 struct Widened {  // panel [k / 2][16][2] of bfloat16, widened as it is read
     static constexpr int UNIT = 1;
+    static constexpr bool NARROW = true;
     typedef float X;
     typedef uint16_t Weight;
     template <int MR, int NP>
     INLINE void run(VF (&acc)[MR][NP * NV], const X* x, const Weight* w, long panel, long k0, long k1) {
         for (long k = k0; k < k1; k += 2) {
-            // Even inputs, then odd ones: with 16 registers the weights are read again rather than kept.
 #pragma GCC unroll 2
             for (int odd = 0; odd < 2; odd++) {
                 VF b[NP * NV];
@@ -79,7 +81,6 @@ struct Widened {  // panel [k / 2][16][2] of bfloat16, widened as it is read
 #pragma GCC unroll 8
                     for (int i = 0; i < NP * NV; i++) acc[r][i] = fma(a, b[i], acc[r][i]);
                 }
-                if (REGISTERS == 16 && MR > 4) asm volatile("" ::: "memory");
             }
         }
     }
@@ -88,6 +89,7 @@ struct Widened {  // panel [k / 2][16][2] of bfloat16, widened as it is read
 #if defined(__AVX512BF16__)
 struct Pairs {  // the same panels, multiplied by bfloat16 activations in one instruction
     static constexpr int UNIT = 2;
+    static constexpr bool NARROW = false;
     typedef uint16_t X;
     typedef uint16_t Weight;
     template <int MR, int NP>
@@ -114,15 +116,15 @@ struct Pairs {  // the same panels, multiplied by bfloat16 activations in one in
 typedef Widened Pairs;
 #endif
 
-// Sums of MR rows x NP panels over [k0, k1), continued from `c` unless k0 is 0.
+// Sums of MR rows x NP panels over [k0, k1), continued from `c` if `resume`.
 template <class Kind, int MR, int NP>
-static void micro(const typename Kind::X* x, const typename Kind::Weight* w, long panel, long k0, long k1, float* c,
-                  long ldc) {
+static void micro(const typename Kind::X* x, const typename Kind::Weight* w, long panel, long k0, long k1,
+                  bool resume, float* c, long ldc) {
     VF acc[MR][NP * NV];
 #pragma GCC unroll 8
     for (int r = 0; r < MR; r++)
 #pragma GCC unroll 8
-        for (int i = 0; i < NP * NV; i++) acc[r][i] = k0 ? load(c + r * ldc + i * W) : VF{};
+        for (int i = 0; i < NP * NV; i++) acc[r][i] = resume ? load(c + r * ldc + i * W) : VF{};
     Kind::template run<MR, NP>(acc, x, w, panel, k0, k1);
 #pragma GCC unroll 8
     for (int r = 0; r < MR; r++)
@@ -133,30 +135,51 @@ static void micro(const typename Kind::X* x, const typename Kind::Weight* w, lon
 // One group of rows x `count` panels: as many panels at once as the registers hold.
 template <class Kind, int MR = MAX_ROWS>
 static void group(long rows, const typename Kind::X* x, const typename Kind::Weight* w, long panel, long count,
-                  long k0, long k1, float* c, long ldc) {
+                  long k0, long k1, bool resume, float* c, long ldc) {
     if (rows < MR) {
-        if constexpr (MR > 1) group<Kind, MR - 1>(rows, x, w, panel, count, k0, k1, c, ldc);
+        if constexpr (MR > 1) group<Kind, MR - 1>(rows, x, w, panel, count, k0, k1, resume, c, ldc);
         return;
     }
     constexpr int NP = panels_for(MR);
     long p = 0;
     for (; p + NP <= count; p += NP)
-        micro<Kind, MR, NP>(x, w + p * panel, panel, k0, k1, c + p * PANEL, ldc);
-    for (; p < count; p++) micro<Kind, MR, 1>(x, w + p * panel, panel, k0, k1, c + p * PANEL, ldc);
+        micro<Kind, MR, NP>(x, w + p * panel, panel, k0, k1, resume, c + p * PANEL, ldc);
+    for (; p < count; p++) micro<Kind, MR, 1>(x, w + p * panel, panel, k0, k1, resume, c + p * PANEL, ldc);
 }
 
-// One group reads each panel once; several take turns on a stretch of it that stays in the first cache.
+// `count` bfloat16 panels over [k0, k1) as float32 panels of that length.
+INLINE void widen_panels(const uint16_t* w, long panel, long count, long k0, long k1, float* to) {
+    for (long p = 0; p < count; p++)
+        for (long k = k0; k < k1; k += 2, to += 2 * PANEL)
+            for (int i = 0; i < NV; i++) {
+                VU pairs = load_as<VU>(w + p * panel + k * PANEL + i * W * 2);
+                store(to + i * W, (VF)(pairs << 16));
+                store(to + PANEL + i * W, (VF)(pairs & 0xffff0000u));
+            }
+}
+
+// Few rows read each panel once, as it is. Many take turns on a stretch of it that stays in the first cache,
+// widened for all of them where it must be.
 template <class Kind>
 static void tile(long rows, const typename Kind::X* x, const typename Kind::Weight* w, long panel, long count,
                  long k, float* c, long ldc) {
-    if (rows <= MAX_ROWS) return group<Kind>(rows, x, w, panel, count, 0, k, c, ldc);
+    if (rows <= (Kind::NARROW ? DIRECT_ROWS : MAX_ROWS))
+        return group<Kind>(rows, x, w, panel, count, 0, k, false, c, ldc);
     for (long k0 = 0; k0 < k; k0 += K_BLOCK) {
         long k1 = k0 + K_BLOCK < k ? k0 + K_BLOCK : k;
         for (long p = 0; p < count; p += BLOCK_PANELS) {
             long some = count - p < BLOCK_PANELS ? count - p : BLOCK_PANELS;
-            for (long r = 0; r < rows; r += MAX_ROWS)
-                group<Kind>(rows - r < MAX_ROWS ? rows - r : MAX_ROWS, x + r * k, w + p * panel, panel, some, k0, k1,
-                            c + r * ldc + p * PANEL, ldc);
+            float wide[Kind::NARROW ? K_BLOCK * PANEL * BLOCK_PANELS : 1];
+            if constexpr (Kind::NARROW) widen_panels(w + p * panel, panel, some, k0, k1, wide);
+            for (long r = 0; r < rows; r += MAX_ROWS) {
+                long mine = rows - r < MAX_ROWS ? rows - r : MAX_ROWS;
+                float* sums = c + r * ldc + p * PANEL;
+                if constexpr (Kind::NARROW)
+                    group<Float32>(mine, x + r * k + k0 * mine, wide, (k1 - k0) * PANEL, some, 0, k1 - k0, k0 > 0,
+                                   sums, ldc);
+                else
+                    group<Kind>(mine, x + r * k, w + p * panel, panel, some, k0, k1, k0 > 0, sums, ldc);
+            }
         }
     }
 }

@@ -114,7 +114,10 @@ def test_no_batch_chunk_page_or_thread_changes_a_bit(
             parts = [mine, *others[: int(rng.integers(0, 4))]]
             at = int(rng.integers(0, len(parts)))
             parts[0], parts[at] = parts[at], parts[0]
-            assert torch.equal(attend(kernels, pool, window, parts)[at], whole[done : done + size]), (done, size)
+            assert torch.equal(attend(kernels, pool, window, parts)[at], whole[done : done + size]), (
+                done,
+                size,
+            )
             done += size
 
 
@@ -148,6 +151,8 @@ def test_a_poisoned_request_spoils_only_itself(kernels: Kernels) -> None:
     q, kv = sequence(heads, 100, 1)
     bad = kv.clone()
     bad[50, 1, 0, 0] = float("nan")
-    good, spoiled = attend(kernels, pool, None, [(q[-1:], 100, pool.place(kv)), (q[-1:], 100, pool.place(bad))])
+    good, spoiled = attend(
+        kernels, pool, None, [(q[-1:], 100, pool.place(kv)), (q[-1:], 100, pool.place(bad))]
+    )
     assert good.isfinite().all()
     assert not spoiled.isfinite().all()

@@ -8,7 +8,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from trunkline.kernels import ref
 from trunkline.kernels.ops import Kernels
 from trunkline.kernels.ref.dense import silu_gate
 

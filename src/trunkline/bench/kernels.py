@@ -218,8 +218,8 @@ def attention_point(
 
 
 def print_table(result: dict[str, Any]) -> None:
-    print(f"{result['dtype']} on {result['device']} ({result['kernels']}), {result['threads']} threads; this machine reads "
-          f"{result['read_gb_per_s']} GB/s and computes {result['peak_gflop_per_s']} GFLOP/s")  # fmt: skip
+    print(f"{result['dtype']} on {result['device']} ({result['kernels']}), {result['threads']} threads")
+    print(f"reads {result['read_gb_per_s']} GB/s, computes {result['peak_gflop_per_s']} GFLOP/s")
     for kind, names in (("linear", ("n", "k", "m")), ("attention", ("requests", "new", "keys"))):
         columns = (*names, "us", "gb_per_s", "gflop_per_s", "of_limit")
         print(f"\n{kind}\n" + "".join(f"{c:>13}" for c in columns))

@@ -1,4 +1,4 @@
-"""The only place with kernels: `ops` is the typed contract, `ref` implements it in plain torch, `cpu` in C++."""
+"""The only place with kernels: `ops` is the contract, `ref` implements it in plain torch, `cpu` in C++."""
 
 from __future__ import annotations
 

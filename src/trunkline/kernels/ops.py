@@ -49,7 +49,7 @@ class Kernels(Protocol):
         ...
 
     def pack_linear(self, weights: Sequence[Tensor], biases: Sequence[Tensor]) -> PackedLinear:
-        """Pack weights [out_i, in] joined along `out`, with as many biases or none. The caller may drop both."""
+        """Pack weights [out_i, in] joined along `out`, with as many biases or none; then both may go."""
         ...
 
     def pack_gated(self, gate: Tensor, up: Tensor, biases: Sequence[Tensor]) -> PackedLinear:

@@ -34,7 +34,7 @@ class Batch(Protocol):
 
 
 class Attention:
-    """Grouped-query attention with rotary positions; `head_gain` [heads, D] of an RMS norm on q and k heads."""
+    """Grouped-query attention with rotary positions; `head_gain` [heads, D]: of an RMS norm of q and k."""
 
     def __init__(
         self, spec: ModelSpec, kernels: Kernels, qkv: Linear, output: Linear, head_gain: Tensor | None

@@ -165,8 +165,8 @@ class LayerLoader:
 
     def gated(self, gate: str, up: str, outputs: int, inputs: int, *, bias: bool) -> GatedLinear:
         """The two projections of a gated product."""
-        weights, biases = self._weights({gate: outputs, up: outputs}, inputs, bias)
-        return GatedLinear(self.kernels, *weights, biases)
+        (first, second), biases = self._weights({gate: outputs, up: outputs}, inputs, bias)
+        return GatedLinear(self.kernels, first, second, biases)
 
     def _weights(self, sizes: dict[str, int], inputs: int, bias: bool) -> tuple[list[Tensor], list[Tensor]]:
         """Weights still mapped where no cast is needed (packing is the copy), and biases."""

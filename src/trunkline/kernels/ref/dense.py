@@ -76,8 +76,11 @@ def rope(x: Tensor, table: Tensor, gain: Tensor | None = None, eps: float = 0.0)
 
 
 def silu_gate(x: Tensor) -> Tensor:
-    """[T, 2n] = (gate, up) -> [T, n]: silu(gate) * up. Spelled with `exp`: torch's `silu` computes the last elements of a thread's share by other code, so its
-    bits depend on where a row lies in the batch."""
+    """[T, 2n] = (gate, up) -> [T, n]: silu(gate) * up.
+
+    Spelled with `exp`: torch's `silu` computes the last elements of a thread's share by other code, so its
+    bits depend on where a row lies in the batch.
+    """
     gate, up = x.chunk(2, dim=-1)
     wide = gate.float()
     result = wide.neg().exp_().add_(1)
