@@ -30,11 +30,12 @@ struct Tile {
 
 // One thread's room. D: dim rounded up to 16.
 struct Room {
-    float* q;       // [rows, D]
-    float* scores;  // [rows, BLOCK]
-    float* part;    // [rows, D]: the block's weighted values
-    float* total;   // [rows, D]
-    float* stats;   // [4, rows]: largest and sum, of the block and of all
+    float* q;        // [rows, D] of the head in turn, as are `total` and `running`
+    float* scores;   // [rows, BLOCK]
+    float* part;     // [rows, D]: the block's weighted values
+    float* total;    // [rows, D]
+    float* stats;    // [2, rows]: largest and sum of the block
+    float* running;  // [2, rows]: of all blocks so far
     float* keys;    // [BLOCK, D]: a block widened, or padded where dim is odd
     float* values;
     const void** key_at;  // [BLOCK]
@@ -45,6 +46,7 @@ struct Room {
 
 struct Geometry {
     long rows, group, tile_tokens, padded;
+    long turns = 1;  // key/value heads that a task takes side by side, block by block
 
     explicit Geometry(const AttentionArgs& a) {
         group = a.heads / a.kv_heads;
@@ -53,19 +55,20 @@ struct Geometry {
         padded = (a.dim + 15) / 16 * 16;
     }
     long room_bytes() const {
-        long floats = rows * (3 * padded + BLOCK + 4) + 2 * BLOCK * padded;
+        long floats = rows * (padded + BLOCK + 2) + turns * rows * (2 * padded + 2) + 2 * BLOCK * padded;
         return floats * 4 + 2 * BLOCK * long(sizeof(void*)) + 2 * rows * long(sizeof(long)) + 256;
     }
     Room room(char* at) const {
         Room r;
         float* f = (float*)at;
-        r.q = f, f += rows * padded;
+        r.q = f, f += turns * rows * padded;
+        r.total = f, f += turns * rows * padded;
+        r.running = f, f += turns * rows * 2;
         r.part = f, f += rows * padded;
-        r.total = f, f += rows * padded;
         r.keys = f, f += BLOCK * padded;
         r.values = f, f += BLOCK * padded;
         r.scores = f, f += rows * BLOCK;
-        r.stats = f, f += rows * 4;
+        r.stats = f, f += rows * 2;
         at = (char*)(((uintptr_t)f + 63) / 64 * 64);
         r.key_at = (const void**)at, at += BLOCK * sizeof(void*);
         r.value_at = (const void**)at, at += BLOCK * sizeof(void*);
@@ -197,11 +200,18 @@ template <class T>
 struct Worker {
     const AttentionArgs& a;
     const Geometry& g;
+    const Room base;
     Room r;
     long rows = 0;
 
     Worker(const AttentionArgs& args, const Geometry& geometry, char* at)
-        : a(args), g(geometry), r(geometry.room(at)) {}
+        : a(args), g(geometry), base(geometry.room(at)), r(base) {}
+
+    void take_turn(long turn) {
+        r.q = base.q + turn * g.rows * g.padded;
+        r.total = base.total + turn * g.rows * g.padded;
+        r.running = base.running + turn * g.rows * 2;
+    }
 
     void begin(const Tile& tile, long kv_head) {
         rows = tile.tokens * g.group;
@@ -219,7 +229,7 @@ struct Worker {
 
     void clear_total() {
         for (long i = 0; i < rows * g.padded; i++) r.total[i] = 0;
-        for (long i = 0; i < rows; i++) r.stats[2 * g.rows + i] = -__builtin_inff(), r.stats[3 * g.rows + i] = 0;
+        for (long i = 0; i < rows; i++) r.running[i] = -__builtin_inff(), r.running[g.rows + i] = 0;
     }
 
     // The block's result for every row: `part`, and its stats.
@@ -293,7 +303,7 @@ struct Worker {
     void merge_block(const float* part, const float* tops, const float* weights) {
         for (long row = 0; row < rows; row++)
             if (tops[row] != -__builtin_inff() || weights[row] != 0)  // a row that saw no key of the block
-                merge(r.stats + 2 * g.rows + row, r.stats + 3 * g.rows + row, r.total + row * g.padded, tops[row],
+                merge(r.running + row, r.running + g.rows + row, r.total + row * g.padded, tops[row],
                       weights[row], part + row * g.padded, g.padded);
     }
 
@@ -320,7 +330,7 @@ struct Worker {
     template <class O>
     void write_row(O* out, long row) {
         const float* total = r.total + row * g.padded;
-        float weight = r.stats[3 * g.rows + row];
+        float weight = r.running[g.rows + row];
         long d = 0;
         for (; d + W <= a.dim; d += W) store(out + d, load(total + d) / weight);
         for (; d < a.dim; d++) store_one(out + d, total[d] / weight);
@@ -346,13 +356,11 @@ INLINE long make_tiles(const AttentionArgs& a, const Geometry& g, Tile* tiles) {
 
 template <class T>
 static void attend(const AttentionArgs& a) {
-    const Geometry g(a);
+    Geometry g(a);
     const long count = make_tiles(a, g, nullptr);
     if (count == 0) return;
     const long tile_bytes = (count * long(sizeof(Tile)) + 63) / 64 * 64;
-    const long room = (g.room_bytes() + 63) / 64 * 64;
-    char* base = a.grow(tile_bytes + a.threads * room);
-    Tile* tiles = (Tile*)base;
+    Tile* tiles = (Tile*)a.grow(tile_bytes);
     make_tiles(a, g, tiles);
     long most_tokens = 0, most_blocks = 0, work = 0;
     for (long i = 0; i < count; i++) {
@@ -361,48 +369,57 @@ static void attend(const AttentionArgs& a) {
         most_blocks = blocks > most_blocks ? blocks : most_blocks;
         work += blocks * tiles[i].tokens;
     }
-    const long tasks = count * a.kv_heads;
     const int threads = work * a.heads * a.dim * BLOCK <= SERIAL_PRODUCTS ? 1 : a.threads;
-    const bool split = threads > 1 && tasks < 4 * threads && most_blocks > 1 && most_tokens * g.group <= SPLIT_ROWS;
-    float* kept = nullptr;
-    if (split) {
-        base = a.grow(tile_bytes + a.threads * room + tasks * most_blocks * g.part_floats() * 4);
-        tiles = (Tile*)base;
-        make_tiles(a, g, tiles);
-        kept = (float*)(base + tile_bytes + a.threads * room);
-    }
+    const bool few_rows = most_tokens * g.group <= SPLIT_ROWS;
+    const bool split = threads > 1 && few_rows && most_blocks > 1 && count * a.kv_heads < 4 * threads;
+    // A token's heads lie side by side: with few rows, memory is read best by taking all heads of a block.
+    if (few_rows && !split)
+        for (g.turns = a.kv_heads; g.turns > 1 && count * (a.kv_heads / g.turns) < 4 * threads;) g.turns /= 2;
+    const long parts = split ? count * a.kv_heads * most_blocks : 0;  // results of single blocks
+    const long room = (g.room_bytes() + 63) / 64 * 64;
+    char* base = a.grow(tile_bytes + threads * room + parts * g.part_floats() * 4);
+    tiles = (Tile*)base;
+    make_tiles(a, g, tiles);
+    float* kept = (float*)(base + tile_bytes + threads * room);
+    const long shares = (a.kv_heads + g.turns - 1) / g.turns;
 #pragma omp parallel num_threads(threads) if (threads > 1)
     {
         Worker<T> worker(a, g, base + tile_bytes + omp_get_thread_num() * room);
-        if (split) {
 #pragma omp for schedule(dynamic, 1)
-            for (long task = 0; task < tasks * most_blocks; task++) {
-                const Tile& tile = tiles[task / most_blocks / a.kv_heads];
-                long head = task / most_blocks % a.kv_heads, index = tile.blocks_from + task % most_blocks;
-                if (index >= tile.blocks_to) continue;
-                worker.begin(tile, head);
-                worker.block(tile, head, index);
-                worker.keep(kept + task * g.part_floats());
-            }
+        for (long part = 0; part < parts; part++) {
+            const Tile& tile = tiles[part / most_blocks / a.kv_heads];
+            long head = part / most_blocks % a.kv_heads, index = tile.blocks_from + part % most_blocks;
+            if (index >= tile.blocks_to) continue;
+            worker.begin(tile, head);
+            worker.block(tile, head, index);
+            worker.keep(kept + part * g.part_floats());
         }
 #pragma omp for schedule(dynamic, 1)
-        for (long task = 0; task < tasks; task++) {
-            // Late tiles of a prompt see the most keys: take them first.
-            const Tile& tile = tiles[count - 1 - task / a.kv_heads];
-            long head = task % a.kv_heads;
-            if (!split) worker.begin(tile, head);
-            worker.rows = tile.tokens * g.group;
-            worker.clear_total();
-            for (long index = tile.blocks_from; index < tile.blocks_to; index++) {
-                if (split) {
-                    long at = ((count - 1 - task / a.kv_heads) * a.kv_heads + head) * most_blocks;
-                    worker.merge_kept(kept + (at + index - tile.blocks_from) * g.part_floats());
-                } else {
-                    worker.block(tile, head, index);
-                    worker.merge_block(worker.r.part, worker.r.stats, worker.r.stats + g.rows);
-                }
+        for (long task = 0; task < count * shares; task++) {
+            const long number = count - 1 - task / shares;  // late tiles of a prompt see the most keys
+            const Tile& tile = tiles[number];
+            const long from = task % shares * g.turns;
+            const long heads = a.kv_heads - from < g.turns ? a.kv_heads - from : g.turns;
+            for (long turn = 0; turn < heads; turn++) {
+                worker.take_turn(turn);
+                worker.begin(tile, from + turn);
+                worker.clear_total();
             }
-            worker.write(tile, head);
+            for (long index = tile.blocks_from; index < tile.blocks_to; index++)
+                for (long turn = 0; turn < heads; turn++) {
+                    worker.take_turn(turn);
+                    if (split) {
+                        long part = (number * a.kv_heads + from) * most_blocks + index - tile.blocks_from;
+                        worker.merge_kept(kept + part * g.part_floats());
+                    } else {
+                        worker.block(tile, from + turn, index);
+                        worker.merge_block(worker.r.part, worker.r.stats, worker.r.stats + g.rows);
+                    }
+                }
+            for (long turn = 0; turn < heads; turn++) {
+                worker.take_turn(turn);
+                worker.write(tile, from + turn);
+            }
         }
     }
 }
