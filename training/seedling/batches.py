@@ -14,17 +14,17 @@ from .data import TASKS, Sample, generate, prompt_text
 # share of tokens by task at the start; the accuracy of each task shifts it during training
 SHARES = {
     "arithmetic": 10,
-    "extract": 11,
+    "extract": 14,
     "tool_call": 20,
     "tool_result": 7,
     "classify": 17,
     "recall": 8,
     "needle": 12,
-    "sort": 10,
+    "sort": 14,
     "spell": 9,
     "chat": 3,
     "scope": 3,
-    "think": 6,
+    "think": 12,
 }
 _LENGTH = {
     "arithmetic": 90,

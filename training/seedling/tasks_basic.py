@@ -75,21 +75,16 @@ _DOWN = ["in descending order", "from largest to smallest", "from high to low"]
 
 
 def sort_turn(rng: random.Random, split: str) -> Turn:
-    """Three to five numbers below 100, or three or four of the listed words of some categories."""
-    down = rng.random() < 0.3
-    if rng.random() < 0.6:
-        items = [str(n) for n in rng.sample(range(100 if rng.random() < 0.8 else 21), rng.randint(3, 5))]
+    """Three or four two-digit numbers up or down, or three of the listed words of some categories, A to Z."""
+    if rng.random() < 0.65:
+        down = rng.random() < 0.35
+        items = [str(number) for number in rng.sample(range(10, 100), rng.randint(3, 4))]
         ranked = sorted(items, key=int, reverse=down)
         noun, how = "numbers", rng.choice(_DOWN if down else _UP)
     else:
-        items = rng.sample(words.SORTED, rng.randint(3, 4))
-        ranked = sorted(items, reverse=down)
-        noun = "words"
-        how = rng.choice(
-            ["in reverse alphabetical order", "from Z to A"]
-            if down
-            else ["alphabetically", "in alphabetical order", "from A to Z", ""]
-        )
+        items = rng.sample(words.SORTED, 3)
+        ranked = sorted(items)
+        noun, how = "words", rng.choice(["alphabetically", "in alphabetical order", "from A to Z", ""])
     how = " " + how if how else ""
     joined = rng.choice([", ", ", ", " "]).join(items)
     form = rng.choice(
@@ -164,7 +159,6 @@ INTENTS: dict[str, tuple[str, list[str]]] = {
             "Hey",
             "Hi there",
             "Hello there",
-            "Good day",
             "Hey there",
             "Hello, Seedling",
             "Hi Seedling",

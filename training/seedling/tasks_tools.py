@@ -12,8 +12,6 @@ from . import words
 from .sample import Message, Sample, assistant, listed, order, question, user
 from .tasks_basic import TURNS
 
-NO_TOOL = "None of the offered tools can do that."
-
 # slot -> (JSON type, value maker); a slot's schema name varies, so it has to be read from the schema
 _SLOTS: dict[str, tuple[str, Callable[[random.Random], Any]]] = {
     "city": ("string", words.place),
@@ -26,9 +24,9 @@ _SLOTS: dict[str, tuple[str, Callable[[random.Random], Any]]] = {
     "amount": ("integer", lambda r: r.randint(1, 999)),
     "degrees": ("integer", lambda r: r.randint(5, 30)),
     "room": ("string", lambda r: r.choice(words.ROOMS)),
-    "query": ("string", lambda r: " ".join(words.word(r) for _ in range(r.randint(1, 2)))),
-    "text": ("string", lambda r: " ".join(words.word(r) for _ in range(r.randint(2, 3)))),
-    "title": ("string", lambda r: " ".join(words.word(r) for _ in range(r.randint(1, 2)))),
+    "query": ("string", lambda r: " ".join(r.sample(words.SAID, r.randint(1, 2)))),
+    "text": ("string", lambda r: " ".join(r.sample(words.SAID, r.randint(2, 3)))),
+    "title": ("string", lambda r: " ".join(r.sample(words.SAID, r.randint(1, 2)))),
     "language": ("string", lambda r: r.choice(words.LANGUAGES)),
     "code": ("string", words.code),
     "topic": ("string", lambda r: r.choice(words.TOPICS)),
@@ -279,19 +277,11 @@ def call_text(name: str, arguments: dict[str, Any]) -> str:
 
 
 def tool_call(rng: random.Random, split: str) -> Sample:
-    """One call among one to four offered tools; sometimes no tool fits or none is needed."""
+    """One call among one to four offered tools; sometimes none is needed."""
     chosen = _request(rng)
     requests = _offer(rng, chosen, rng.choice([0, 1, 1, 2, 2, 3]))
     tools = [request.tool for request in requests]
-    roll = rng.random()
-    if roll < 0.04:
-        offered = {tool["function"]["name"] for tool in tools}
-        families = {names[0] for names, *_ in _FAMILIES if offered & set(names)}
-        while True:
-            other = _request(rng)
-            if other.family not in families and other.tool["function"]["name"] not in offered:
-                return Sample("tool_call", [user(other.text)], NO_TOOL, tools=tools, thought="No tool fits.")
-    if roll < 0.10:
+    if rng.random() < 0.06:
         text, answer, _ = TURNS["chat"](rng, split)
         return Sample("tool_call", [user(text)], answer, tools=tools, thought="No tool is needed.")
     others = [request for request in requests if request is not chosen]
@@ -321,7 +311,6 @@ _RESULT_KEYS: dict[str, Callable[[random.Random], Any]] = {
     "color": lambda r: r.choice(words.COLORS),
     "count": lambda r: r.randint(0, 99),
     "owner": words.person,
-    "message": words.made_up,
     "id": lambda r: r.randint(1, 9999),
 }
 

@@ -31,6 +31,7 @@ CLASSES = ["animal", "fruit", "color", "vehicle", "clothing", "job", "furniture"
 SORTED = [
     word for group in ("animal", "fruit", "color", "clothing", "furniture") for word in CATEGORIES[group]
 ]
+SAID = [word for group in ("animal", "fruit", "color") for word in CATEGORIES[group]]
 SPELLED = [word for word in WORDS if len(word) <= 8]
 
 GIVEN = (
