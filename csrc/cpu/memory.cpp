@@ -4,24 +4,31 @@
 
 #include <cstring>
 
+#include <sys/mman.h>
+
 namespace trunkline {
 
 namespace {
 
 constexpr long SERIAL_BYTES = 1 << 16;
 
-// T: one panel's unit along k, a float32 or a pair of bfloat16: 4 bytes either way.
-template <class Unit>
-void pack_panel(const char* const* rows, long k, long unit, void* to) {
-    auto* out = static_cast<Unit*>(to);
-    for (long i = 0; i * unit < k; i++)
+// One panel: units of 4 bytes along k, a float32 or a pair of bfloat16.
+void pack_panel(const char* const* rows, long k, long unit, uint32_t* out) {
+    bool complete = true;
+    for (long lane = 0; lane < PANEL; lane++) complete = complete && rows[lane];
+    const long plain = complete ? k / unit : 0;
+    constexpr long LINE = 16;  // units of a row that share a cache line: read together
+    long done = 0;
+    for (; done + LINE <= plain; done += LINE)
         for (long lane = 0; lane < PANEL; lane++) {
-            Unit value = 0;
-            if (rows[lane]) {
-                long left = k - i * unit;
-                std::memcpy(&value, rows[lane] + i * long(sizeof(Unit)),
-                            left < unit ? sizeof(Unit) / 2 : sizeof(Unit));
-            }
+            uint32_t line[LINE];
+            std::memcpy(line, rows[lane] + done * 4, sizeof line);
+            for (long i = 0; i < LINE; i++) out[(done + i) * PANEL + lane] = line[i];
+        }
+    for (long i = done; i * unit < k; i++)  // edges: absent rows and an odd last number are zeros
+        for (long lane = 0; lane < PANEL; lane++) {
+            uint32_t value = 0;
+            if (rows[lane]) std::memcpy(&value, rows[lane] + i * 4, k - i * unit < unit ? 2 : 4);
             out[i * PANEL + lane] = value;
         }
 }
@@ -36,6 +43,14 @@ const char* row_of(const PackArgs& a, long part, long index, long size) {
     return nullptr;
 }
 
+// Ask for large pages: 500 times fewer page faults now, and fewer address look-ups whenever it is read.
+// A wish that may be refused.
+void want_large_pages(void* data, long bytes) {
+    const uintptr_t page = 4096, begin = (reinterpret_cast<uintptr_t>(data) + page - 1) / page * page;
+    const long inside = long(reinterpret_cast<uintptr_t>(data) + bytes - begin) / long(page) * long(page);
+    if (inside > 0) madvise(reinterpret_cast<void*>(begin), inside, MADV_HUGEPAGE);
+}
+
 }  // namespace
 
 void pack(const PackArgs& a) {
@@ -43,12 +58,13 @@ void pack(const PackArgs& a) {
     long n = 0;
     for (long i = 0; i < (a.gated ? 1 : a.num_parts); i++) n += a.parts[i].rows;
     const long panels = num_panels(n, a.gated), bytes = padded_k(a.k, a.bf16) * PANEL * size;
+    want_large_pages(a.panels, panels * bytes);
 #pragma omp parallel for schedule(static) num_threads(a.threads) if (a.threads > 1)
     for (long p = 0; p < panels; p++) {
         const char* rows[PANEL];
         for (long lane = 0; lane < PANEL; lane++)
             rows[lane] = a.gated ? row_of(a, p % 2, p / 2 * PANEL + lane, size) : row_of(a, 0, p * PANEL + lane, size);
-        pack_panel<uint32_t>(rows, a.k, unit, static_cast<char*>(a.panels) + p * bytes);
+        pack_panel(rows, a.k, unit, reinterpret_cast<uint32_t*>(static_cast<char*>(a.panels) + p * bytes));
     }
 }
 
