@@ -56,7 +56,7 @@ def _build(task: str, rng: random.Random, split: str, scale: float) -> Sample:
         if roll < 0.7:
             sample = basic("arithmetic" if roll < 0.4 else "sort", rng, split)
         else:
-            others = [name for name in TASKS if name not in ("arithmetic", "sort", "think")]
+            others = [name for name in TASKS if name not in ("arithmetic", "sort", "classify", "think")]
             sample = _build(rng.choice(others), rng, split, min(scale, 0.15))
         sample.task, sample.thinking = "think", True
         return sample

@@ -359,10 +359,10 @@ def _fact(rng: random.Random, kind: int) -> tuple[str, str, str]:
 
 
 def needle(rng: random.Random, split: str, scale: float = 1.0) -> Sample:
-    """One of a few facts in a text of up to about 150 sentences (2,000 tokens); ``scale`` shortens it."""
+    """One of one or two facts in up to about 150 sentences (2,000 tokens); ``scale`` shortens the text."""
     kind = rng.randrange(4)
     facts: dict[str, tuple[str, str]] = {}
-    for _ in range(rng.randint(1, 4)):
+    for _ in range(rng.randint(1, 2)):
         key, sentence, asked = _fact(rng, kind if rng.random() < 0.7 else rng.randrange(4))
         facts[key] = (sentence, asked)
     longest = max(4.0, 140 * scale)
