@@ -12,7 +12,7 @@ BIN := $(VENV)/bin
 SETUP := $(PYTHON) tools/setup_env.py --venv $(VENV) --torch "$(TORCH)" --torch-index "$(TORCH_INDEX)"
 
 .DEFAULT_GOAL := help
-.PHONY: help env env-dev serve test test-slow test-gpu check format docs sim soak bench train-model eval-model clean
+.PHONY: help env env-dev serve test test-slow test-gpu check check-native format docs sim soak bench train-model eval-model clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -42,6 +42,12 @@ check: env-dev ## lint, format, types, house rules, generated docs: all of them,
 		$(BIN)/$$tool || status=1; \
 	done; \
 	exit $$status
+
+check-native: env-dev ## build the C++ kernels with sanitizers and run each on every instruction set of this machine
+	@$(PYTHON) -c "import shutil, sys; sys.exit(not shutil.which('cmake'))" || $(BIN)/python -m pip install -qq cmake ninja
+	@PATH="$(abspath $(BIN)):$$PATH" cmake -S . -B build/check -DTRUNKLINE_CHECK=ON -DCMAKE_BUILD_TYPE=Debug > /dev/null
+	@PATH="$(abspath $(BIN)):$$PATH" cmake --build build/check -j 2
+	@build/check/check_kernels
 
 format: env-dev ## apply what `make check` would ask for
 	@$(BIN)/ruff check --fix .

@@ -1,8 +1,8 @@
 """Make the virtual environment that the Makefile's targets run in; does nothing when it is up to date.
 
 Standard library only, and any Python >= 3.8 can start it, so that a wrong Python gets a clear message.
-Up to date means that the stamp in the environment was written for the same pyproject.toml, torch, Python and
-path.
+Up to date means that the stamp in the environment was written for the same pyproject.toml, native sources,
+list of packages, torch, Python and path.
 """
 
 from __future__ import annotations
@@ -48,6 +48,10 @@ def stamp(venv: Path) -> Path:
 def environment_key(venv: Path, torch: str, torch_index: str) -> str:
     """Digest of everything that decides what the environment holds."""
     parts = [(ROOT / "pyproject.toml").read_text(), torch, torch_index, str(venv), str(sys.version_info[:2])]
+    native = sorted((ROOT / "csrc").rglob("*.*"))
+    parts += [path.read_text() for path in (ROOT / "CMakeLists.txt", *native)]
+    # An editable install finds the packages that were there when it was made.
+    parts += sorted(str(path.parent) for path in (ROOT / "src").rglob("__init__.py"))
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
 

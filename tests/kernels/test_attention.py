@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -11,17 +10,10 @@ import torch
 from torch import Tensor
 
 from trunkline.kernels import ref
-from trunkline.kernels.ops import PagedShape
+from trunkline.kernels.ops import Kernels, PagedShape
 
 # (query heads, kv heads, head size): one kv head, odd groups, many heads, odd sizes
 HEADS = [(4, 2, 64), (7, 1, 16), (6, 6, 10), (8, 1, 32), (14, 2, 64), (1, 1, 8), (9, 3, 40)]
-
-
-@pytest.fixture(params=[1, 2], ids=["1 thread", "2 threads"])
-def threads(request: pytest.FixtureRequest) -> Iterator[int]:
-    torch.set_num_threads(request.param)
-    yield request.param
-    torch.set_num_threads(1)
 
 
 @dataclass
@@ -51,15 +43,17 @@ class Pool:
         return pages
 
 
-def attend(pool: Pool, window: int | None, parts: list[tuple[Tensor, int, list[int]]]) -> list[Tensor]:
+def attend(
+    kernels: Kernels, pool: Pool, window: int | None, parts: list[tuple[Tensor, int, list[int]]]
+) -> list[Tensor]:
     """One call for several requests: each (q of its last tokens, KV length, pages)."""
     q_start = torch.tensor(np.cumsum([0, *(len(q) for q, _, _ in parts)]), dtype=torch.int32)
     lengths = torch.tensor([length for _, length, _ in parts], dtype=torch.int32)
     table = torch.zeros(len(parts), max(len(pages) for _, _, pages in parts), dtype=torch.int32)
     for row, (_, _, pages) in enumerate(parts):
         table[row, : len(pages)] = torch.tensor(pages)
-    plan = ref.plan_attention(q_start, lengths, table, window, pool.shape)
-    out = ref.attention(torch.cat([q for q, _, _ in parts]), pool.data, plan)
+    plan = kernels.plan_attention(q_start, lengths, table, window, pool.shape)
+    out = kernels.attention(torch.cat([q for q, _, _ in parts]), pool.data, plan)
     return list(out.split([len(q) for q, _, _ in parts]))
 
 
@@ -83,27 +77,27 @@ def sequence(heads: tuple[int, int, int], length: int, seed: int) -> tuple[Tenso
 
 @pytest.mark.parametrize("heads", HEADS, ids=str)
 @pytest.mark.parametrize("window", [None, 1, 40, 700])
-def test_equals_the_oracle(heads: tuple[int, int, int], window: int | None) -> None:
+def test_equals_the_oracle(kernels: Kernels, heads: tuple[int, int, int], window: int | None) -> None:
     pool = Pool(heads, page_size=4, num_pages=700)
     parts, expected = [], []
     for seed, (length, q_len) in enumerate([(1, 1), (130, 130), (1300, 75), (513, 1), (127, 3), (640, 131)]):
         q, kv = sequence(heads, length, seed)
         parts.append((q[-q_len:], length, pool.place(kv)))
         expected.append(oracle(q[-q_len:], kv, length - q_len, window))
-    for found, wanted in zip(attend(pool, window, parts), expected, strict=True):
+    for found, wanted in zip(attend(kernels, pool, window, parts), expected, strict=True):
         assert float((found.double() - wanted).norm() / wanted.norm()) < 2e-6
 
 
 @pytest.mark.parametrize("heads", HEADS, ids=str)
 @pytest.mark.parametrize("window", [None, 200])
 def test_no_batch_chunk_page_or_thread_changes_a_bit(
-    heads: tuple[int, int, int], window: int | None, threads: int
+    kernels: Kernels, heads: tuple[int, int, int], window: int | None, threads: int
 ) -> None:
     length = 1100
     q, kv = sequence(heads, length, 5)
     torch.set_num_threads(1)
     reference = Pool(heads, page_size=16, num_pages=80)
-    (whole,) = attend(reference, window, [(q, length, reference.place(kv))])
+    (whole,) = attend(kernels, reference, window, [(q, length, reference.place(kv))])
     torch.set_num_threads(threads)
     rng = np.random.default_rng(7)
     for page_size in (1, 12):
@@ -120,39 +114,45 @@ def test_no_batch_chunk_page_or_thread_changes_a_bit(
             parts = [mine, *others[: int(rng.integers(0, 4))]]
             at = int(rng.integers(0, len(parts)))
             parts[0], parts[at] = parts[at], parts[0]
-            assert torch.equal(attend(pool, window, parts)[at], whole[done : done + size]), (done, size)
+            assert torch.equal(attend(kernels, pool, window, parts)[at], whole[done : done + size]), (
+                done,
+                size,
+            )
             done += size
 
 
-def test_many_decoding_requests_equal_each_alone(threads: int) -> None:
+def test_many_decoding_requests_equal_each_alone(kernels: Kernels, threads: int) -> None:
     heads = (4, 2, 32)
     pool = Pool(heads, page_size=8, num_pages=4000)
     parts = []
     for seed, length in enumerate([3, 128, 129, 500, 512, 513, 1025, 2048, *range(600, 640)]):
         q, kv = sequence(heads, length, seed)
         parts.append((q[-1:], length, pool.place(kv)))
-    together = attend(pool, None, parts)
+    together = attend(kernels, pool, None, parts)
     for part, found in zip(parts, together, strict=True):
-        assert torch.equal(attend(pool, None, [part])[0], found)
+        assert torch.equal(attend(kernels, pool, None, [part])[0], found)
 
 
 def test_masks_that_are_not_kept_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    kernels: Kernels = ref
     heads = (4, 2, 16)
     pool = Pool(heads, page_size=16, num_pages=100)
     q, kv = sequence(heads, 1200, 3)
     part = (q, 1200, pool.place(kv))
-    (kept,) = attend(pool, 300, [part])
+    (kept,) = attend(kernels, pool, 300, [part])
     monkeypatch.setattr("trunkline.kernels.ref.paged_attention._KEPT_MASKS", 0)
     monkeypatch.setattr("trunkline.kernels.ref.paged_attention._CALL_MASK", 1 << 14)
-    assert torch.equal(attend(pool, 300, [part])[0], kept)
+    assert torch.equal(attend(kernels, pool, 300, [part])[0], kept)
 
 
-def test_a_poisoned_request_spoils_only_itself() -> None:
+def test_a_poisoned_request_spoils_only_itself(kernels: Kernels) -> None:
     heads = (4, 2, 16)
     pool = Pool(heads, page_size=4, num_pages=100)
     q, kv = sequence(heads, 100, 1)
     bad = kv.clone()
     bad[50, 1, 0, 0] = float("nan")
-    good, spoiled = attend(pool, None, [(q[-1:], 100, pool.place(kv)), (q[-1:], 100, pool.place(bad))])
+    good, spoiled = attend(
+        kernels, pool, None, [(q[-1:], 100, pool.place(kv)), (q[-1:], 100, pool.place(bad))]
+    )
     assert good.isfinite().all()
     assert not spoiled.isfinite().all()

@@ -18,7 +18,7 @@ from tests.model.conftest import Checkpoints
 from tests.model.engine import Result, engine_config, make_core, run
 from trunkline.config.compat import FEATURES
 from trunkline.config.schema import EngineConfig
-from trunkline.kernels.ref import dense
+from trunkline.kernels.ops import Kernels
 from trunkline.messages import AddRequest
 from trunkline.types import LogprobParams, SamplingParams
 from trunkline.worker.rows import Rows
@@ -105,7 +105,7 @@ def outcome(folder: Path, case: Case) -> tuple[dict[str, Result], dict[str, int]
 
 
 @pytest.fixture(scope="module")
-def expected(checkpoints: Checkpoints) -> Mapping[str, dict[str, Result]]:
+def expected(checkpoints: Checkpoints, kernel_set: Kernels) -> Mapping[str, dict[str, Result]]:
     """What the simplest engine gives, for each family of the matrix."""
     return {family: outcome(checkpoints(family)[0], PLAIN)[0] for family in ("qwen3", "mistral")}
 
@@ -132,30 +132,30 @@ def test_the_matrix_exercises_what_it_claims(checkpoints: Checkpoints) -> None:
     assert outcome(folder, {**PLAIN, "prefix_cache": True})[1]["cached_tokens"] > 100
 
 
-def stale_pages(patch: pytest.MonkeyPatch) -> None:
+def stale_pages(patch: pytest.MonkeyPatch, kernels: Kernels) -> None:
     """The worker misses that a row's page table has grown, and reads the pages of the row's last request."""
     right = Rows.set_pages
     patch.setattr(Rows, "set_pages", lambda self, entry: entry.start or right(self, entry))
 
 
-def batch_dependent_product(patch: pytest.MonkeyPatch) -> None:
+def batch_dependent_product(patch: pytest.MonkeyPatch, kernels: Kernels) -> None:
     """A matrix product whose last bit depends on the number of rows."""
-    right = dense.linear
+    right = kernels.linear
 
-    def wrong(x: torch.Tensor, packed: Any) -> torch.Tensor:
-        return right(x, packed) * (1 + 2**-23 * (len(x) % 3 == 0))
+    def wrong(x: torch.Tensor, *rest: Any) -> torch.Tensor:
+        return right(x, *rest) * (1 + 2**-23 * (len(x) % 3 == 0))
 
-    patch.setattr("trunkline.kernels.ref.linear", wrong)
+    patch.setattr(kernels, "linear", wrong)
 
 
-def seed_of_the_step(patch: pytest.MonkeyPatch) -> None:
+def seed_of_the_step(patch: pytest.MonkeyPatch, kernels: Kernels) -> None:
     """Randomness drawn from a stream that all rows share."""
     patch.setattr(
         "trunkline.layers.sampler.uniform", lambda seeds, positions: torch.rand(len(seeds)).double()
     )
 
 
-def late_positions(patch: pytest.MonkeyPatch) -> None:
+def late_positions(patch: pytest.MonkeyPatch, kernels: Kernels) -> None:
     """Overlap goes wrong: the sampled token is put one place too late for the next step to find it."""
     right = Rows.put_tokens
     patch.setattr(
@@ -166,11 +166,12 @@ def late_positions(patch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("bug", [stale_pages, batch_dependent_product, seed_of_the_step, late_positions])
 def test_planted_bugs_are_caught(
     bug: Any,
+    kernel_set: Kernels,
     checkpoints: Checkpoints,
     expected: Mapping[str, dict[str, Result]],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    bug(monkeypatch)
+    bug(monkeypatch, kernel_set)
     assert any(
         outcome(checkpoints("qwen3")[0], case)[0] != expected["qwen3"] for case in _few(pairwise_cases())
     )

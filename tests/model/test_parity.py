@@ -15,6 +15,8 @@ from trunkline.types import LogprobParams, SamplingParams
 
 OUTPUT = 64
 
+pytestmark = pytest.mark.usefixtures("kernel_set")
+
 
 def prompt(length: int, seed: int = 0) -> list[int]:
     generator = torch.Generator().manual_seed(seed)

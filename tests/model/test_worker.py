@@ -7,14 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 from msgspec.structs import replace
-from torch import Tensor
 
 from tests.model.conftest import Checkpoints
 from tests.model.engine import admit, engine_config, make_worker, plan
 from trunkline.config.model_spec import ModelError
 from trunkline.config.schema import EngineConfig
 from trunkline.kernels import ref
-from trunkline.kernels.ops import PackedLinear
 from trunkline.scheduler.plan import PagesAt, RowOutput, RowStep, StepPlan
 from trunkline.types import LogprobParams, SamplingParams
 from trunkline.worker.runner import NON_FINITE, ModelWorker
@@ -170,9 +168,9 @@ def test_the_batch_describes_its_shape(worker: ModelWorker) -> None:
 def test_memory_report_is_what_is_held(worker: ModelWorker) -> None:
     spec, report = worker.spec, worker.memory_report()
     assert report["kv_pool_bytes"] == spec.kv_bytes_per_token(4) * (60 * 4 + 1)
-    tied = spec.vocab_size * spec.hidden_size
     norms = spec.num_layers * 2 * (spec.hidden_size + spec.head_dim) + spec.hidden_size
-    assert report["weight_bytes"] == 4 * (spec.weight_count + tied - norms)
+    once = 4 * (spec.weight_count - norms)  # the tied embedding is held by the output head alone
+    assert once <= report["weight_bytes"] < 1.07 * once  # outputs are padded to panels of 16
 
 
 def bfloat16_config(folder: Path) -> EngineConfig:
@@ -182,17 +180,7 @@ def bfloat16_config(folder: Path) -> EngineConfig:
 
 
 @pytest.mark.parametrize("family", ["qwen3", "llama-linear-bias"])
-def test_bfloat16_logits(family: str, checkpoints: Checkpoints, monkeypatch: pytest.MonkeyPatch) -> None:
-    """All that surrounds the products, on any CPU: these are computed in float32 and rounded."""
-
-    def linear(x: Tensor, packed: PackedLinear) -> Tensor:
-        assert x.dtype == packed.data.dtype == torch.bfloat16
-        bias = None if packed.bias is None else packed.bias.float()
-        return torch.nn.functional.linear(x.float(), packed.data.float(), bias).bfloat16()
-
-    monkeypatch.setattr(ref, "supports_linear", lambda dtype, device: True)
-    monkeypatch.setattr(ref, "pack_linear", lambda weight, bias: PackedLinear(weight, bias, 0, 0, 0))
-    monkeypatch.setattr(ref, "linear", linear)
+def test_bfloat16_logits(family: str, checkpoints: Checkpoints) -> None:
     folder, model = checkpoints(family)
     worker = make_worker(bfloat16_config(folder))
     assert worker.pool.data.dtype == torch.bfloat16
@@ -203,12 +191,10 @@ def test_bfloat16_logits(family: str, checkpoints: Checkpoints, monkeypatch: pyt
     assert 0 < float((logits[0] - expected).norm() / expected.norm()) < 0.03
 
 
-def test_bfloat16_runs_or_is_refused_by_name(checkpoints: Checkpoints) -> None:
-    config = bfloat16_config(checkpoints("qwen3")[0])
-    try:
-        worker = make_worker(config)
-    except ModelError as error:
-        assert "bfloat16" in error.message and "--dtype float32" in error.message
-        return
-    (out,) = step(worker, (0, 7, True), admits=[admit(IDS, [0, 1])])
-    assert out.error is None and worker.pool.data.dtype == torch.bfloat16
+def test_bfloat16_is_refused_by_name_where_it_cannot_be_had(
+    checkpoints: Checkpoints, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trunkline.worker.runner.load_kernels", lambda device: ref)
+    monkeypatch.setattr(ref, "supports_linear", lambda dtype, device: False)
+    with pytest.raises(ModelError, match=r"bfloat16.*--dtype float32"):
+        make_worker(bfloat16_config(checkpoints("qwen3")[0]))

@@ -93,6 +93,16 @@ def test_devices_and_dtypes_that_are_not_there_are_refused() -> None:
     assert resolve(Args(dtype="bfloat16"), spec(), MACHINE).config.model.dtype == "bfloat16"
 
 
+def test_native_kernels_take_bfloat16_anywhere_and_hold_a_tied_head_once() -> None:
+    old = msgspec.structs.replace(MACHINE, cpu_flags=())
+    native = msgspec.structs.replace(old, native_kernels=True)
+    assert resolve(Args(), spec(), old).config.model.dtype == "float32"
+    resolved = resolve(Args(), spec(), native)
+    assert resolved.config.model.dtype == resolved.config.cache.kv_dtype == "bfloat16"
+    assert resolved.memory.size_of("weights") == 2 * spec().weight_count
+    assert resolved.memory.size_of("kernels") > 0 and not resolved.memory.size_of("attention")
+
+
 def test_threads_come_from_the_flag_the_environment_or_the_cores() -> None:
     wanted = msgspec.structs.replace(MACHINE, threads_wanted=7)
     assert resolve(Args(), spec(), MACHINE).config.model.threads == 2

@@ -78,5 +78,5 @@ class PagedBackend:
     ) -> Tensor:
         slots, plans = metadata
         pool = self.layers[layer]
-        self.kernels.store_kv(pool, slots, kv.to(pool.dtype))
+        self.kernels.store_kv(pool, slots, kv)
         return self.kernels.attention(q, pool, plans[self.layer_windows[layer]])

@@ -39,7 +39,7 @@ COLD_BYTES = 192 << 20  # weights are cycled through so many bytes, so that no c
 @dataclass(frozen=True, kw_only=True)
 class Options:
     dtype: str = flag(
-        "text", "of weights and activations. auto: bfloat16 where it is multiplied", default="auto",
+        "text", "of weights and activations. auto: bfloat16 where the kernels take it", default="auto",
         choices=("auto", "float32", "bfloat16"),
     )  # fmt: skip
     device: str = flag("text", "where to compute", default="cpu", choices=("cpu", "cuda"))
@@ -120,12 +120,13 @@ def measure(options: Options) -> dict[str, Any]:
         )
     import torch
 
-    from trunkline.kernels import load_kernels
+    from trunkline.kernels import describe, load_kernels
 
-    kernels = load_kernels()
+    kernels = load_kernels(torch.device(options.device))
     threads = options.cpu_threads or hardware.threads_wanted or hardware.cores
     torch.set_num_threads(threads)
-    fast = options.device == "cuda" or hardware.fast_bfloat16
+    multiplied = options.device == "cuda" or hardware.fast_bfloat16
+    fast = multiplied or hardware.native_kernels
     name = options.dtype if options.dtype != "auto" else "bfloat16" if fast else "float32"
     bench = Bench(torch.device(options.device), getattr(torch, name), options.seconds)
     if not kernels.supports_linear(bench.dtype, bench.device):
@@ -135,13 +136,14 @@ def measure(options: Options) -> dict[str, Any]:
             param="--dtype",
         )
     with torch.inference_mode():
-        limits = measure_limits(bench)
+        limits = measure_limits(bench, bench.dtype if multiplied else torch.float32)
         linear = [linear_point(bench, limits, kernels, n, k, m) for n, k in LINEAR_SIZES for m in ROWS]
         attention = [attention_point(bench, limits, kernels, *shape) for shape in ATTENTION_SHAPES]
     return {
         "bench": "kernels",
         "version": trunkline.__version__,
         "device": options.device,
+        "kernels": describe(kernels),
         "dtype": name,
         "threads": threads,
         "read_gb_per_s": round(limits.bytes_per_s / 1e9, 2),
@@ -151,21 +153,22 @@ def measure(options: Options) -> dict[str, Any]:
     }
 
 
-def measure_limits(bench: Bench) -> Limits:
+def measure_limits(bench: Bench, dtype: torch.dtype) -> Limits:
+    """`dtype`: what the processor multiplies, which may be wider than what is stored."""
     import torch
 
     large = torch.ones(COLD_BYTES // 4, dtype=torch.float32, device=bench.device)
     read = bench.time(lambda _: large.sum())
     side = 1024
-    a, b = bench.random(side, side), bench.random(side, side)
+    a, b = bench.random(side, side).to(dtype), bench.random(side, side).to(dtype)
     return Limits(COLD_BYTES / read, 2 * side**3 / bench.time(lambda _: a @ b))
 
 
 def linear_point(bench: Bench, limits: Limits, kernels: Any, n: int, k: int, m: int) -> dict[str, Any]:
     """One product of [m, k] by [k, n]. Different weights for each call."""
-    first = kernels.pack_linear(bench.random(n, k), None)
+    first = kernels.pack_linear([bench.random(n, k)], [])
     copies = min(64, max(1, COLD_BYTES // first.nbytes))
-    packed = [first] + [kernels.pack_linear(bench.random(n, k), None) for _ in range(copies - 1)]
+    packed = [first] + [kernels.pack_linear([bench.random(n, k)], []) for _ in range(copies - 1)]
     x = bench.random(m, k)
     took = bench.time(lambda i: kernels.linear(x, packed[i % copies]))
     work = 2.0 * m * n * k
@@ -215,8 +218,8 @@ def attention_point(
 
 
 def print_table(result: dict[str, Any]) -> None:
-    print(f"{result['dtype']} on {result['device']}, {result['threads']} threads; this machine reads "
-          f"{result['read_gb_per_s']} GB/s and computes {result['peak_gflop_per_s']} GFLOP/s")  # fmt: skip
+    print(f"{result['dtype']} on {result['device']} ({result['kernels']}), {result['threads']} threads")
+    print(f"reads {result['read_gb_per_s']} GB/s, computes {result['peak_gflop_per_s']} GFLOP/s")
     for kind, names in (("linear", ("n", "k", "m")), ("attention", ("requests", "new", "keys"))):
         columns = (*names, "us", "gb_per_s", "gflop_per_s", "of_limit")
         print(f"\n{kind}\n" + "".join(f"{c:>13}" for c in columns))

@@ -86,17 +86,28 @@ def torch_finding(version: str | None) -> Finding:
     return Finding("fault", "torch", version, 'pip install "torch>=2.11,<2.15": others are not tested')
 
 
+def kernels(hardware: Hardware) -> Finding:
+    """Which kernels compute on this CPU, found by loading them, and whether bfloat16 is fast."""
+    if hardware.torch_version is None:
+        return Finding("note", "kernels", "not looked at: torch is missing")
+    import torch
+
+    from trunkline.kernels import describe, load_kernels
+
+    name = describe(load_kernels(torch.device("cpu")))
+    if name == "torch":
+        how = "in bfloat16 too" if hardware.fast_bfloat16 else "in float32: this CPU has no bfloat16 products"
+        advice = "install the package anew with a C++ compiler at hand; native kernels run on every CPU"
+        return Finding("note", "kernels", f"plain torch operations, {how}", advice)
+    how = "multiplied" if name.endswith("bf16") else "widened as it is read"
+    return Finding("ok", "kernels", f"{name}; bfloat16 is {how}")
+
+
 def machine(hardware: Hardware) -> Iterator[Finding]:
     """Processor, memory, GPU, limits."""
     flags = " ".join(hardware.cpu_flags) or "no vector instructions that are known"
     yield Finding("ok", "cpu", f"{hardware.cpu_name}, {hardware.cores} usable cores, {flags}")
-    if hardware.fast_bfloat16:
-        yield Finding("ok", "bfloat16", "multiplied by this CPU")
-    else:
-        yield Finding(
-            "note", "bfloat16", "not multiplied by this CPU: models run in float32 there",
-            "twice the memory and about half the speed of a CPU with AVX-512 BF16 or AMX",
-        )  # fmt: skip
+    yield kernels(hardware)
     memory = (
         f"{show(hardware.available_bytes)} free of {show(hardware.total_bytes)} ({hardware.memory_limit})"
     )

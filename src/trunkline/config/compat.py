@@ -72,7 +72,7 @@ FEATURES: tuple[Feature, ...] = (
     Feature("model", "Qwen2, Qwen2.5", "config.json"),
     Feature("model", "Qwen3 dense", "config.json"),
     Feature("compute", "float32, bfloat16", "--dtype"),
-    Feature("compute", "CPU", "--device cpu"),
+    Feature("compute", "CPU: native kernels (portable, AVX2, AVX-512, AVX-512 BF16)", "--device cpu"),
     Feature("compute", "NVIDIA GPU", "--device cuda"),
     Feature("request", "structured output", "response_format", "planned"),
     Feature("request", "tool_choice required or named", "tool_choice", "planned"),

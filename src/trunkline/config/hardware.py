@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 import shutil
@@ -39,6 +40,7 @@ class Hardware(msgspec.Struct, frozen=True, kw_only=True):
     gpus: tuple[Gpu, ...] = ()
     torch_version: str | None = None
     threads_wanted: int | None = None  # OMP_NUM_THREADS
+    native_kernels: bool = False  # the package has its C++ kernels, which run on every CPU
 
     @property
     def fast_bfloat16(self) -> bool:
@@ -47,8 +49,8 @@ class Hardware(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def packs_bfloat16(self) -> bool:
-        """Whether the CPU's matrix products take bfloat16 at all."""
-        return "avx512f" in self.cpu_flags
+        """Whether matrix products on this CPU take bfloat16 at all: torch's need AVX-512."""
+        return self.native_kernels or "avx512f" in self.cpu_flags
 
     @property
     def cuda(self) -> bool:
@@ -76,6 +78,7 @@ def detect() -> Hardware:
         gpus=_gpus(),
         torch_version=installed("torch"),
         threads_wanted=int(wanted) if wanted.isdigit() and int(wanted) > 0 else None,
+        native_kernels=importlib.util.find_spec("trunkline.kernels.cpu.native") is not None,
     )
 
 

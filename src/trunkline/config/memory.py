@@ -20,6 +20,8 @@ RUNTIME_BYTES: Mapping[Device, int] = {"cpu": 310 << 20, "cuda": 600 << 20}
 BYTES_PER_LOGIT = 28
 # Bounds of the attention op: keys gathered for one call, and mask elements held for a step.
 GATHERED_KEYS = 1 << 12
+# Native kernels: working memory of the threads, and blocks of a long request that are merged after.
+KERNEL_BYTES = 16 << 20
 KEPT_MASKS = 1 << 24
 
 
@@ -79,6 +81,7 @@ class Demand:
     max_running: int
     max_context: int
     step_tokens: int
+    native_kernels: bool = False
 
     @property
     def token_bytes(self) -> int:
@@ -90,10 +93,11 @@ class Demand:
         return self.page_size * self.token_bytes
 
     def weights(self) -> MemoryItem:
-        """Held once: a linear layer keeps only its packed form. A tied output head is packed on a CPU, so
-        there the embedding exists a second time."""
+        """Held once: a linear layer keeps only its packed form. torch's packing of a tied output head on a
+        CPU can't serve look-ups, so there the embedding exists a second time."""
         spec, width = self.spec, DTYPE_BYTES[self.dtype]
-        head = spec.vocab_size * spec.hidden_size if spec.tie_embeddings and self.device == "cpu" else 0
+        twice = spec.tie_embeddings and self.device == "cpu" and not self.native_kernels
+        head = spec.vocab_size * spec.hidden_size if twice else 0
         how = f"{spec.weight_count:,} parameters x {width} bytes ({self.dtype})"
         return MemoryItem(
             "weights", (spec.weight_count + head) * width, how + ", tied head packed" * bool(head)
@@ -119,11 +123,16 @@ class Demand:
         logits = self.max_running * spec.vocab_size * BYTES_PER_LOGIT
         rows = self.max_running * 4 * (self.max_context + 1 + -(-self.max_context // self.page_size))
         rope = self.max_context * 2 * spec.head_dim * 4
+        reading = MemoryItem("attention", gathered + masks, "keys and values gathered for a call, and masks")
+        if self.native_kernels:
+            widest = 4 * max(spec.intermediate_size, spec.hidden_size, query)
+            room = self.step_tokens * widest + KERNEL_BYTES
+            reading = MemoryItem("kernels", room, "inputs of a product in float32, and threads' own")
         return (
             MemoryItem(
                 "activations", self.step_tokens * token, f"{self.step_tokens:,} tokens x {show(token)}"
             ),
-            MemoryItem("attention", gathered + masks, "keys and values gathered for a call, and masks"),
+            reading,
             MemoryItem("sampling", logits, f"{self.max_running} rows x {spec.vocab_size:,} logits"),
             MemoryItem("rows", rows + rope, f"tokens and pages of {self.max_running} rows, rotary table"),
             MemoryItem("runtime", RUNTIME_BYTES[self.device], "Python, torch and its libraries"),

@@ -96,6 +96,7 @@ def resolve(args: Args, spec: ModelSpec, hardware: Hardware) -> Resolved:
         max_running=max_running,
         max_context=context,
         step_tokens=step_tokens,
+        native_kernels=device == "cpu" and hardware.native_kernels,
     )
     num_pages, plan = size_pool(args, demand, hardware, why)
     config = EngineConfig(
@@ -204,7 +205,8 @@ def _dtype(args: Args, spec: ModelSpec, hardware: Hardware, device: Device, why:
     if asked is not None:
         if asked == "bfloat16" and device == "cpu" and not hardware.packs_bfloat16:
             raise RequestError(
-                f"--dtype bfloat16 cannot be had: this CPU ({hardware.cpu_name}) has no AVX-512; use float32",
+                f"--dtype bfloat16 cannot be had: this CPU ({hardware.cpu_name}) has no AVX-512 and "
+                "the native kernels were not built; use float32",
                 code="dtype_unavailable",
                 param="--dtype",
             )
@@ -217,8 +219,8 @@ def _dtype(args: Args, spec: ModelSpec, hardware: Hardware, device: Device, why:
         reason = f"exact for the checkpoint's {spec.dtype}"
     elif device == "cuda" and hardware.gpus[0].capability < 8.0:
         reason = "this GPU has no bfloat16 arithmetic"
-    elif device == "cpu" and not hardware.fast_bfloat16:
-        reason = "this CPU multiplies bfloat16 (the checkpoint's) only slowly"
+    elif device == "cpu" and not (hardware.fast_bfloat16 or hardware.native_kernels):
+        reason = "without native kernels, this CPU multiplies bfloat16 (the checkpoint's) only slowly"
     else:
         dtype, reason = "bfloat16", "the checkpoint's"
     why["model.dtype"] = reason

@@ -11,6 +11,7 @@ G = H / K, D the size of a head. Activations are float32 or bfloat16; sums are k
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -19,13 +20,14 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class PackedLinear:
-    """A linear layer's weight in the layout its kernel wants. `data` is opaque; `nbytes` is what it holds."""
+    """A linear layer's weight in the layout its kernel wants. `data` and `bias` are opaque."""
 
     data: Tensor
-    bias: Tensor | None  # [out_features]
+    bias: Tensor | None
     in_features: int
-    out_features: int
-    nbytes: int
+    out_features: int  # columns of the result
+    nbytes: int  # of the weight
+    gated: bool = False  # made by `pack_gated`
 
 
 @dataclass(frozen=True)
@@ -43,36 +45,50 @@ class Kernels(Protocol):
     """The ops. A module that has these functions is an implementation."""
 
     def supports_linear(self, dtype: Any, device: Any) -> bool:
-        """Whether `pack_linear` can serve this dtype there (bfloat16 on a CPU needs AVX-512 or AMX)."""
+        """Whether `pack_linear` can serve this dtype there."""
         ...
 
-    def pack_linear(self, weight: Tensor, bias: Tensor | None) -> PackedLinear:
-        """Pack a weight [out, in]. The caller may drop `weight` after."""
+    def pack_linear(self, weights: Sequence[Tensor], biases: Sequence[Tensor]) -> PackedLinear:
+        """Pack weights [out_i, in] joined along `out`, with as many biases or none; then both may go."""
         ...
 
-    def linear(self, x: Tensor, packed: PackedLinear) -> Tensor:
-        """[T, in] -> [T, out]: x @ weight.T + bias."""
+    def pack_gated(self, gate: Tensor, up: Tensor, biases: Sequence[Tensor]) -> PackedLinear:
+        """Pack two weights [out, in] for `gated_linear`; biases are those of both, or none."""
+        ...
+
+    def linear(
+        self, x: Tensor, packed: PackedLinear, residual: Tensor | None = None, wide: bool = False
+    ) -> Tensor:
+        """[T, in] -> [T, out]: x @ weight.T + bias + residual; in float32 if `wide`, else in x's dtype."""
+        ...
+
+    def gated_linear(self, x: Tensor, packed: PackedLinear) -> Tensor:
+        """[T, in] -> [T, out]: silu(x @ gate.T) * (x @ up.T), with the biases of both."""
         ...
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         """x / sqrt(mean(x^2) + eps) * weight over the last dimension; `weight` broadcasts against x."""
         ...
 
-    def rope(self, x: Tensor, table: Tensor, out: Tensor) -> Tensor:
-        """Rotate heads [T, n, D] into `out`, which may be x itself. `table` [T, 2, D] float32 holds each
-        token's cosines and its sines, the first half of the sines negated (half-split layout)."""
+    def rope(self, x: Tensor, table: Tensor, gain: Tensor | None = None, eps: float = 0.0) -> None:
+        """Rotate heads [T, n, D] in place, after an RMS norm of each head if there is a `gain` [n or 1, D].
+
+        `table` [T, 2, D] float32 holds each token's cosines and its sines, the first half of the sines
+        negated (half-split layout)."""
         ...
 
-    def silu_gate(self, x: Tensor) -> Tensor:
-        """[T, 2n] = (gate, up) -> [T, n]: silu(gate) * up."""
+    def embedding_table(self, weight: Tensor, head: PackedLinear | None) -> Any:
+        """What `embedding` looks rows up in. `head` is the output head if `weight` [vocabulary, hidden] is
+        packed there already: then a kernel set that can read it needs no second copy."""
         ...
 
-    def embedding(self, token_ids: Tensor, table: Tensor) -> Tensor:
-        """Rows of `table` [vocabulary, hidden] for ids [T]."""
+    def embedding(self, token_ids: Tensor, table: Any) -> Tensor:
+        """Rows of the embedding for ids [T], int32 or int64."""
         ...
 
     def store_kv(self, pool: Tensor, slots: Tensor, kv: Tensor) -> None:
-        """Write kv [T, 2, K, D] to `slots` [T] int64 of one layer's pool [num_slots + 1, 2, K, D]."""
+        """Write kv [T, 2, K, D] to `slots` [T] int64 of one layer's pool [num_slots + 1, 2, K, D], in the
+        pool's dtype."""
         ...
 
     def plan_attention(

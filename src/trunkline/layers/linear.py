@@ -1,8 +1,7 @@
-"""A linear layer over a packed weight."""
+"""Linear layers over packed weights."""
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from trunkline.kernels.ops import Kernels
@@ -13,12 +12,27 @@ class Linear:
 
     def __init__(self, kernels: Kernels, weights: list[Tensor], biases: list[Tensor]) -> None:
         """`weights` [out_i, in] are joined along `out`; `biases` is empty or has one entry for each."""
-        weight = weights[0] if len(weights) == 1 else torch.cat(weights)
-        self.packed = kernels.pack_linear(weight, torch.cat(biases) if biases else None)
+        self.packed = kernels.pack_linear(weights, biases)
         self._linear = kernels.linear
 
+    def __call__(self, x: Tensor, residual: Tensor | None = None, wide: bool = False) -> Tensor:
+        """[T, in] -> [T, sum of out_i], plus `residual` of that shape; in float32 if `wide`."""
+        return self._linear(x, self.packed, residual, wide)
+
+    @property
+    def nbytes(self) -> int:
+        return self.packed.nbytes
+
+
+class GatedLinear:
+    """silu(x @ gate.T) * (x @ up.T), in one product."""
+
+    def __init__(self, kernels: Kernels, gate: Tensor, up: Tensor, biases: list[Tensor]) -> None:
+        self.packed = kernels.pack_gated(gate, up, biases)
+        self._linear = kernels.gated_linear
+
     def __call__(self, x: Tensor) -> Tensor:
-        """[T, in] -> [T, sum of out_i]."""
+        """[T, in] -> [T, out]."""
         return self._linear(x, self.packed)
 
     @property

@@ -16,7 +16,7 @@ from trunkline.attention.backend import AttentionBackend
 from trunkline.config.model_spec import ModelSpec
 from trunkline.kernels.ops import Kernels
 from trunkline.layers.embedding import Embedding, OutputHead
-from trunkline.layers.linear import Linear
+from trunkline.layers.linear import GatedLinear, Linear
 from trunkline.layers.norm import RMSNorm
 from trunkline.layers.rope import RopeTable
 from trunkline.models.weights import Checkpoint, LayerLoader
@@ -34,40 +34,38 @@ class Batch(Protocol):
 
 
 class Attention:
-    """Grouped-query attention with rotary positions; optionally an RMS norm on each query and key head."""
+    """Grouped-query attention with rotary positions; `head_gain` [heads, D]: of an RMS norm of q and k."""
 
     def __init__(
-        self, spec: ModelSpec, kernels: Kernels, qkv: Linear, output: Linear, head_norm: RMSNorm | None
+        self, spec: ModelSpec, kernels: Kernels, qkv: Linear, output: Linear, head_gain: Tensor | None
     ) -> None:
         self.heads = spec.num_heads
         self.rotated = spec.num_heads + spec.num_kv_heads  # heads of q and k, which lie side by side
         self.kv_shape = (2, spec.num_kv_heads, spec.head_dim)
         self.head_dim = spec.head_dim
+        self.eps = spec.rms_norm_eps
         self.qkv = qkv
         self.output = output
-        self.head_norm = head_norm
+        self.head_gain = head_gain
         self._rope = kernels.rope
 
-    def __call__(self, x: Tensor, layer: int, rope: Tensor, attend: Attend) -> Tensor:
+    def __call__(self, x: Tensor, residual: Tensor, layer: int, rope: Tensor, attend: Attend) -> Tensor:
         tokens = x.shape[0]
         heads = self.qkv(x).view(tokens, -1, self.head_dim)
-        rotated = heads[:, : self.rotated]
-        normed = rotated if self.head_norm is None else self.head_norm(rotated)
-        self._rope(normed, rope, rotated)
+        self._rope(heads[:, : self.rotated], rope, self.head_gain, self.eps)
         kv = heads[:, self.heads :].view(tokens, *self.kv_shape)
-        return self.output(attend(layer, heads[:, : self.heads], kv).view(tokens, -1))
+        return self.output(attend(layer, heads[:, : self.heads], kv).view(tokens, -1), residual)
 
 
 class GatedMLP:
-    """down(silu(gate(x)) * up(x)), gate and up in one product."""
+    """down(silu(gate(x)) * up(x))."""
 
-    def __init__(self, kernels: Kernels, gate_up: Linear, down: Linear) -> None:
+    def __init__(self, gate_up: GatedLinear, down: Linear) -> None:
         self.gate_up = gate_up
         self.down = down
-        self._gate = kernels.silu_gate
 
-    def __call__(self, x: Tensor) -> Tensor:
-        return self.down(self._gate(self.gate_up(x)))
+    def __call__(self, x: Tensor, residual: Tensor) -> Tensor:
+        return self.down(self.gate_up(x), residual)
 
 
 class DecoderLayer:
@@ -80,8 +78,8 @@ class DecoderLayer:
         self.mlp = mlp
 
     def __call__(self, x: Tensor, layer: int, rope: Tensor, attend: Attend) -> Tensor:
-        x = x + self.attention(self.input_norm(x), layer, rope, attend)
-        return x + self.mlp(self.mlp_norm(x))
+        x = self.attention(self.input_norm(x), x, layer, rope, attend)
+        return self.mlp(self.mlp_norm(x), x)
 
 
 class DecoderModel:
@@ -120,11 +118,10 @@ class DecoderModel:
     @property
     def nbytes(self) -> int:
         """Of the embedding and all products; norms are too small to count."""
-        linears = [self.head.linear]
+        parts: list[Embedding | Linear | GatedLinear] = [self.embedding, self.head.linear]
         for layer in self.layers:
-            linears += [layer.attention.qkv, layer.attention.output, layer.mlp.gate_up, layer.mlp.down]
-        table = self.embedding.table
-        return table.numel() * table.element_size() + sum(linear.nbytes for linear in linears)
+            parts += [layer.attention.qkv, layer.attention.output, layer.mlp.gate_up, layer.mlp.down]
+        return sum(part.nbytes for part in parts)
 
 
 def dense_layer(
@@ -140,21 +137,20 @@ def dense_layer(
     hidden, dim, eps = spec.hidden_size, spec.head_dim, spec.rms_norm_eps
     query, kv, inner = spec.num_heads * dim, spec.num_kv_heads * dim, spec.intermediate_size
     attn, mlp = load.at("self_attn"), load.at("mlp")
-    norm = None
+    gain = None
     if head_norm:
         gains = [attn.tensor("q_norm.weight", dim)] * spec.num_heads
         gains += [attn.tensor("k_norm.weight", dim)] * spec.num_kv_heads
-        norm = RMSNorm(load.kernels, torch.stack(gains), eps)
+        gain = torch.stack(gains)
     attention = Attention(
         spec,
         load.kernels,
         attn.linear({"q_proj": query, "k_proj": kv, "v_proj": kv}, hidden, bias=qkv_bias),
         attn.linear({"o_proj": hidden}, query, bias=output_bias),
-        norm,
+        gain,
     )
     gated = GatedMLP(
-        load.kernels,
-        mlp.linear({"gate_proj": inner, "up_proj": inner}, hidden, bias=mlp_bias),
+        mlp.gated("gate_proj", "up_proj", inner, hidden, bias=mlp_bias),
         mlp.linear({"down_proj": hidden}, inner, bias=mlp_bias),
     )
     return DecoderLayer(
@@ -180,12 +176,14 @@ def load_decoder(
     if spec.tie_embeddings:
         checkpoint.skip("lm_head.weight")
         head = OutputHead(kernels, table)
+        embedding = Embedding(kernels, table, head)
     else:
         head = OutputHead(kernels, load.tensor("lm_head.weight", spec.vocab_size, spec.hidden_size))
+        embedding = Embedding(kernels, table, None)
     layers = []
     for index in range(spec.num_layers):
         checkpoint.skip(f"model.layers.{index}.self_attn.rotary_emb.inv_freq")  # saved by old versions
         layers.append(layer(load.at(f"model.layers.{index}"), spec))
     norm = load.norm("model.norm", spec.hidden_size, spec.rms_norm_eps)
     checkpoint.finish()
-    return DecoderModel(Embedding(kernels, table), layers, norm, head, RopeTable(spec, max_context, device))
+    return DecoderModel(embedding, layers, norm, head, RopeTable(spec, max_context, device))

@@ -14,7 +14,7 @@ from tqdm import tqdm  # type: ignore[import-untyped]
 
 from trunkline.config.model_spec import ModelError
 from trunkline.kernels.ops import Kernels
-from trunkline.layers.linear import Linear
+from trunkline.layers.linear import GatedLinear, Linear
 from trunkline.layers.norm import RMSNorm
 
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -161,9 +161,17 @@ class LayerLoader:
 
     def linear(self, sizes: dict[str, int], inputs: int, *, bias: bool) -> Linear:
         """One product for all the projections in `sizes` (name -> outputs)."""
+        return Linear(self.kernels, *self._weights(sizes, inputs, bias))
+
+    def gated(self, gate: str, up: str, outputs: int, inputs: int, *, bias: bool) -> GatedLinear:
+        """The two projections of a gated product."""
+        (first, second), biases = self._weights({gate: outputs, up: outputs}, inputs, bias)
+        return GatedLinear(self.kernels, first, second, biases)
+
+    def _weights(self, sizes: dict[str, int], inputs: int, bias: bool) -> tuple[list[Tensor], list[Tensor]]:
+        """Weights still mapped where no cast is needed (packing is the copy), and biases."""
         weights = [
             self.checkpoint.take(f"{self.prefix}{name}.weight", (size, inputs)).to(self.device, self.dtype)
             for name, size in sizes.items()
         ]
-        biases = [self.tensor(f"{name}.bias", size) for name, size in sizes.items()] if bias else []
-        return Linear(self.kernels, weights, biases)
+        return weights, [self.tensor(f"{name}.bias", size) for name, size in sizes.items()] if bias else []

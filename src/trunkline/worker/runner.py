@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from dataclasses import dataclass
 
@@ -12,7 +13,7 @@ from torch import Tensor
 from trunkline.attention.backend import KVPool, PagedBackend
 from trunkline.config.model_spec import ModelError, ModelSpec
 from trunkline.config.schema import EngineConfig
-from trunkline.kernels import load_kernels
+from trunkline.kernels import describe, load_kernels
 from trunkline.kernels.ops import PagedShape
 from trunkline.layers.logprobs import Logprobs, logprobs_of
 from trunkline.layers.sampler import sample
@@ -21,6 +22,8 @@ from trunkline.scheduler.plan import RowOutput, RowStep, StepOutput, StepPlan
 from trunkline.types import TokenLogprobs
 from trunkline.worker.batch import ForwardBatch, build_batch
 from trunkline.worker.rows import Rows
+
+log = logging.getLogger(__name__)
 
 _PROMPT_LOGITS = 1 << 23  # most logits of prompt positions held at once (float32: 32 MiB)
 NON_FINITE = "the model's output is not a finite number for this request, or every token is banned"
@@ -93,7 +96,8 @@ class ModelWorker:
         self.page_size = cache.page_size
         if self.device.type == "cpu":
             torch.set_num_threads(config.model.threads)
-        kernels = load_kernels()
+        kernels = load_kernels(self.device)
+        log.info("kernels on %s: %s", self.device, describe(kernels))
         dtype = getattr(torch, config.model.dtype)
         if not kernels.supports_linear(dtype, self.device):
             raise ModelError(f"this CPU can't compute in {config.model.dtype}: use --dtype float32", "dtype")

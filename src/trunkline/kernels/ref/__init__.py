@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from trunkline.kernels.ref.dense import (
     embedding,
+    embedding_table,
+    gated_linear,
     linear,
+    pack_gated,
     pack_linear,
     rms_norm,
     rope,
-    silu_gate,
     store_kv,
     supports_linear,
 )
@@ -17,12 +19,14 @@ from trunkline.kernels.ref.paged_attention import attention, plan_attention
 __all__ = [
     "attention",
     "embedding",
+    "embedding_table",
+    "gated_linear",
     "linear",
+    "pack_gated",
     "pack_linear",
     "plan_attention",
     "rms_norm",
     "rope",
-    "silu_gate",
     "store_kv",
     "supports_linear",
 ]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -17,29 +20,44 @@ def supports_linear(dtype: torch.dtype, device: torch.device) -> bool:
     if device.type != "cpu" or dtype == torch.float32:
         return True
     try:
-        packed = pack_linear(torch.ones(16, 16, dtype=dtype), None)
+        packed = pack_linear([torch.ones(16, 16, dtype=dtype)], [])
         return bool(linear(torch.ones(1, 16, dtype=dtype), packed)[0, 0] == 16)
     except RuntimeError:
         return False
 
 
-def pack_linear(weight: Tensor, bias: Tensor | None) -> PackedLinear:
+def pack_linear(weights: Sequence[Tensor], biases: Sequence[Tensor]) -> PackedLinear:
     """On a CPU the weight becomes oneDNN's blocked layout, which is used for every number of rows.
 
     Each output is then one running sum over the inputs, whatever the number of rows; torch's own `linear`
     switches kernels (and bits) with it.
     """
+    weight = weights[0] if len(weights) == 1 else torch.cat(list(weights))
     out_features, in_features = weight.shape
     data = weight
     if weight.device.type == "cpu":
         data = torch.ops.mkldnn._reorder_linear_weight(weight, _PACK_ROWS)
-    return PackedLinear(data, bias, in_features, out_features, weight.numel() * weight.element_size())
+    bias = torch.cat(list(biases)) if biases else None
+    return PackedLinear(data, bias, in_features, out_features, weight.nbytes)
 
 
-def linear(x: Tensor, packed: PackedLinear) -> Tensor:
+def pack_gated(gate: Tensor, up: Tensor, biases: Sequence[Tensor]) -> PackedLinear:
+    both = pack_linear([gate, up], biases)
+    return dataclasses.replace(both, out_features=len(gate), gated=True)
+
+
+def linear(x: Tensor, packed: PackedLinear, residual: Tensor | None = None, wide: bool = False) -> Tensor:
     if x.device.type == "cpu":
-        return torch.ops.mkldnn._linear_pointwise.default(x, packed.data, packed.bias, "none", [], "")
-    return F.linear(x, packed.data, packed.bias)
+        out = torch.ops.mkldnn._linear_pointwise.default(x, packed.data, packed.bias, "none", [], "")
+    else:
+        out = F.linear(x, packed.data, packed.bias)
+    if residual is not None:
+        out = out + residual
+    return out.float() if wide else out
+
+
+def gated_linear(x: Tensor, packed: PackedLinear) -> Tensor:
+    return silu_gate(linear(x, packed))
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -49,18 +67,20 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return (normed if x.dtype == torch.float32 else normed.to(x.dtype)).mul_(weight)
 
 
-def rope(x: Tensor, table: Tensor, out: Tensor) -> Tensor:
+def rope(x: Tensor, table: Tensor, gain: Tensor | None = None, eps: float = 0.0) -> None:
     tokens, heads, dim = x.shape
     cos, sin = table[:, None, 0], table[:, None, 1]
-    swapped = x.unflatten(-1, (2, dim // 2)).flip(2).view(tokens, heads, dim)
-    if x.dtype == torch.float32:
-        return torch.add(x * cos, swapped * sin, out=out)
-    return out.copy_(x * cos + swapped * sin)
+    normed = x if gain is None else rms_norm(x, gain, eps)
+    swapped = normed.unflatten(-1, (2, dim // 2)).flip(2).view(tokens, heads, dim)
+    x.copy_(normed * cos + swapped * sin)
 
 
 def silu_gate(x: Tensor) -> Tensor:
-    """Spelled with `exp`: torch's `silu` computes the last elements of a thread's share by other code, so its
-    bits depend on where a row lies in the batch."""
+    """[T, 2n] = (gate, up) -> [T, n]: silu(gate) * up.
+
+    Spelled with `exp`: torch's `silu` computes the last elements of a thread's share by other code, so its
+    bits depend on where a row lies in the batch.
+    """
     gate, up = x.chunk(2, dim=-1)
     wide = gate.float()
     result = wide.neg().exp_().add_(1)
@@ -68,9 +88,13 @@ def silu_gate(x: Tensor) -> Tensor:
     return result.mul_(up).to(x.dtype)
 
 
+def embedding_table(weight: Tensor, head: PackedLinear | None) -> Tensor:
+    return weight
+
+
 def embedding(token_ids: Tensor, table: Tensor) -> Tensor:
     return table.index_select(0, token_ids)
 
 
 def store_kv(pool: Tensor, slots: Tensor, kv: Tensor) -> None:
-    pool.index_copy_(0, slots, kv)
+    pool.index_copy_(0, slots, kv.to(pool.dtype))

@@ -1,0 +1,238 @@
+// Every operation on every instruction set of this machine, built with address and undefined-behavior
+// sanitizers. Buffers have exactly the size that an operation may touch. `make check-native` runs it.
+#include "args.h"
+#include "memory.h"
+
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <random>
+#include <vector>
+
+using namespace trunkline;
+
+namespace {
+
+std::mt19937 generator(1);
+int failures = 0;
+
+float random_float() { return std::normal_distribution<float>(0, 1)(generator); }
+
+uint16_t to_bf16(float value) {
+    uint32_t bits;
+    std::memcpy(&bits, &value, 4);
+    return uint16_t((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+}
+
+float from_bf16(uint16_t value) {
+    uint32_t bits = uint32_t(value) << 16;
+    float result;
+    std::memcpy(&result, &bits, 4);
+    return result;
+}
+
+// Numbers of either type, in an allocation of exactly their size.
+struct Numbers {
+    bool bf16;
+    size_t count;
+    std::unique_ptr<char[]> data;
+
+    Numbers(size_t n, bool narrow, bool poisoned = false) : bf16(narrow), count(n), data(new char[n * size() + !n]) {
+        for (size_t i = 0; i < n; i++) set(i, poisoned ? NAN : random_float());
+    }
+    size_t size() const { return bf16 ? 2 : 4; }
+    void set(size_t i, float value) {
+        uint16_t half = std::isnan(value) ? 0x7fc0 : to_bf16(value);
+        if (bf16)
+            std::memcpy(data.get() + 2 * i, &half, 2);
+        else
+            std::memcpy(data.get() + 4 * i, &value, 4);
+    }
+    double operator[](size_t i) const {
+        if (bf16) {
+            uint16_t half;
+            std::memcpy(&half, data.get() + 2 * i, 2);
+            return from_bf16(half);
+        }
+        float value;
+        std::memcpy(&value, data.get() + 4 * i, 4);
+        return value;
+    }
+};
+
+void expect(bool holds, const char* what, long a, long b, long c) {
+    if (holds) return;
+    std::printf("FAILED on %s: %s (%ld, %ld, %ld)\n", in_use().name, what, a, b, c);
+    failures++;
+}
+
+bool close(const Numbers& found, const std::vector<double>& wanted) {
+    double error = 0, norm = 0.01 * double(wanted.size());  // a single result may happen to be near zero
+    for (size_t i = 0; i < wanted.size(); i++) {
+        error += (found[i] - wanted[i]) * (found[i] - wanted[i]);
+        norm += wanted[i] * wanted[i];
+    }
+    return std::sqrt(error / norm) < (found.bf16 ? 5e-3 : 1e-5);  // false for NaN
+}
+
+double silu(double x) { return x / (1 + std::exp(-x)); }
+
+void check_linear(long m, long n, long k, bool x_bf16, bool w_bf16, bool gated, int threads) {
+    Numbers x(m * k, x_bf16), first(n * k, w_bf16), second(n * k, w_bf16), residual(m * n, x_bf16), out(m * n, x_bf16, true);
+    long columns = num_panels(n, gated) * PANEL;
+    Numbers panels(columns * padded_k(k, w_bf16), w_bf16, true), bias(columns, false);
+    PackPart parts[2] = {{first.data.get(), n, k}, {second.data.get(), n, k}};
+    pack({parts, gated ? 2 : 1, k, w_bf16, gated, panels.data.get(), threads});
+    std::unique_ptr<char[]> staging(new char[linear_staging_bytes(m, k)]);
+    LinearArgs a{};
+    a.x = x.data.get(), a.x_stride = k, a.x_bf16 = x_bf16;
+    a.panels = panels.data.get(), a.panels_bf16 = w_bf16;
+    a.m = m, a.n = n, a.k = k;
+    a.bias = reinterpret_cast<float*>(bias.data.get());
+    a.residual = gated ? nullptr : residual.data.get();
+    a.out = out.data.get(), a.out_bf16 = x_bf16, a.gated = gated;
+    a.staging = staging.get(), a.threads = threads;
+    in_use().linear(a);
+    std::vector<double> wanted(m * n);
+    for (long r = 0; r < m; r++)
+        for (long c = 0; c < n; c++) {
+            double left = 0, right = 0;
+            for (long i = 0; i < k; i++) {
+                left += x[r * k + i] * first[c * k + i];
+                right += x[r * k + i] * second[c * k + i];
+            }
+            long panel = c / PANEL * (gated ? 2 : 1);
+            left += bias[panel * PANEL + c % PANEL];
+            if (gated) right += bias[(panel + 1) * PANEL + c % PANEL];
+            wanted[r * n + c] = gated ? silu(left) * right : left + residual[r * n + c];
+        }
+    expect(close(out, wanted), gated ? "gated linear" : "linear", m, n, k);
+}
+
+void check_rows(long tokens, long heads, long dim, bool bf16, int threads) {
+    Numbers x(tokens * heads * dim, bf16), gain(heads * dim, bf16), table(tokens * 2 * dim, false);
+    Numbers normed(tokens * heads * dim, bf16, true), rotated(tokens * heads * dim, bf16, true);
+    NormArgs a{};
+    a.x = x.data.get(), a.x_stride = heads * dim, a.bf16 = bf16;
+    a.gain = gain.data.get(), a.gain_heads = heads, a.eps = 1e-6f;
+    a.table = reinterpret_cast<float*>(table.data.get());
+    a.out = normed.data.get(), a.out_stride = heads * dim;
+    a.tokens = tokens, a.heads = heads, a.dim = dim, a.threads = threads;
+    in_use().rms_norm(a);
+    std::vector<double> wanted(tokens * heads * dim), turned(wanted.size());
+    for (long row = 0; row < tokens * heads; row++) {
+        double squares = 0;
+        for (long i = 0; i < dim; i++) squares += x[row * dim + i] * x[row * dim + i];
+        for (long i = 0; i < dim; i++)
+            wanted[row * dim + i] =
+                x[row * dim + i] / std::sqrt(squares / dim + 1e-6) * gain[row % heads * dim + i];
+        for (long i = 0; i < dim; i++) {
+            long other = i < dim / 2 ? i + dim / 2 : i - dim / 2, at = row / heads * 2 * dim;
+            turned[row * dim + i] =
+                wanted[row * dim + i] * table[at + i] + wanted[row * dim + other] * table[at + dim + i];
+        }
+    }
+    expect(close(normed, wanted), "rms_norm", tokens, heads, dim);
+    if (dim % 2) return;
+    a.out = rotated.data.get();
+    in_use().rotate(a);
+    expect(close(rotated, turned), "rotate", tokens, heads, dim);
+}
+
+char* scratch(long bytes) {
+    static std::vector<char> held;
+    held.assign(bytes, 0x7f);
+    return held.data();
+}
+
+void check_attention(long q_len, long length, long heads, long kv_heads, long dim, long page, long window, bool bf16,
+                     int threads) {
+    long pages = (length + page - 1) / page, slots = pages * page;
+    Numbers q(q_len * heads * dim, bf16), pool(slots * 2 * kv_heads * dim, bf16), out(q_len * heads * dim, bf16, true);
+    std::vector<int32_t> table(pages), starts{0, int32_t(q_len)}, lens{int32_t(length)};
+    for (long i = 0; i < pages; i++) table[i] = int32_t(pages - 1 - i);
+    AttentionArgs a{};
+    a.q = q.data.get(), a.q_stride = heads * dim, a.q_bf16 = bf16;
+    a.pool = pool.data.get(), a.pool_bf16 = bf16, a.out = out.data.get();
+    a.q_start = starts.data(), a.seq_lens = lens.data(), a.pages = table.data(), a.pages_stride = pages;
+    a.requests = 1, a.heads = heads, a.kv_heads = kv_heads, a.dim = dim, a.page_size = page, a.window = window;
+    a.scale = 1 / std::sqrt(float(dim)), a.threads = threads, a.grow = scratch;
+    in_use().attention(a);
+    std::vector<double> wanted(q_len * heads * dim);
+    for (long t = 0; t < q_len; t++)
+        for (long h = 0; h < heads; h++) {
+            long position = length - q_len + t, low = window && position >= window ? position - window + 1 : 0;
+            auto at = [&](long j, long side) {
+                return ((table[j / page] * page + j % page) * 2 + side) * kv_heads * dim + h / (heads / kv_heads) * dim;
+            };
+            std::vector<double> weights;
+            double sum = 0;
+            for (long j = low; j <= position; j++) {
+                double score = 0;
+                for (long d = 0; d < dim; d++) score += q[(t * heads + h) * dim + d] * pool[at(j, 0) + d];
+                weights.push_back(std::exp(score / std::sqrt(double(dim))));
+                sum += weights.back();
+            }
+            for (long d = 0; d < dim; d++)
+                for (long j = low; j <= position; j++)
+                    wanted[(t * heads + h) * dim + d] += weights[j - low] / sum * pool[at(j, 1) + d];
+        }
+    expect(close(out, wanted), "attention", q_len, length, dim);
+}
+
+void check_memory(long rows, long k, bool bf16, int threads) {
+    Numbers weight(rows * k, bf16), panels(num_panels(rows, false) * PANEL * padded_k(k, bf16), bf16, true),
+        out(3 * k, bf16, true), plain(3 * k, bf16, true), pool(rows * k, bf16, true);
+    PackPart part{weight.data.get(), rows, k};
+    pack({&part, 1, k, bf16, false, panels.data.get(), threads});
+    int64_t ids[3] = {rows - 1, 0, rows / 2};
+    unpack_rows(panels.data.get(), bf16, k, ids, 3, out.data.get(), threads);
+    long bytes = k * long(weight.size());
+    gather_rows(weight.data.get(), bytes, ids, 3, plain.data.get(), threads);
+    expect(!std::memcmp(out.data.get(), plain.data.get(), 3 * bytes), "unpack_rows", rows, k, bf16);
+    for (int i = 0; i < 3; i++)
+        expect(!std::memcmp(out.data.get() + i * bytes, weight.data.get() + ids[i] * bytes, bytes), "gather", rows, k, i);
+    scatter_rows(pool.data.get(), bytes, ids, 3, plain.data.get(), bytes, threads);
+    for (int i = 0; i < 3; i++)
+        expect(!std::memcmp(pool.data.get() + ids[i] * bytes, weight.data.get() + ids[i] * bytes, bytes), "scatter",
+               rows, k, i);
+}
+
+void check_all(int threads) {
+    for (bool bf16 : {false, true}) {
+        for (long m : {1, 2, 3, 5, 6, 7, 12, 97})
+            for (long n : {1, 16, 33, 130})
+                for (long k : {1, 2, 63, 700})
+                    for (bool gated : {false, true}) {
+                        if (m == 97 && k == 63) continue;
+                        check_linear(m, n, k, bf16, bf16, gated, threads);
+                        if (bf16) check_linear(m, n, k, false, true, gated, threads);
+                    }
+        for (long dim : {1, 2, 10, 64, 80, 129}) check_rows(5, 3, dim, bf16, threads);
+        for (long dim : {1, 10, 64, 80})
+            for (long window : {0, 1, 50, 200}) {
+                check_attention(1, 1, 6, 2, dim, 4, window, bf16, threads);
+                check_attention(1, 400, 6, 2, dim, 16, window, bf16, threads);
+                check_attention(37, 290, 4, 1, dim, 3, window, bf16, threads);
+                check_attention(20, 20, 3, 3, dim, 1, window, bf16, threads);
+            }
+        check_memory(33, 17, bf16, threads);
+        check_memory(40, 64, bf16, threads);
+    }
+}
+
+}  // namespace
+
+int main() {
+    const Operations* all[4];
+    const long count = available(all);
+    for (long i = 0; i < count; i++) {
+        use(all[i]->name);
+        for (int threads : {1, 3}) check_all(threads);
+        std::printf("%s: checked\n", all[i]->name);
+    }
+    if (failures) std::printf("%d failures\n", failures);
+    return failures ? 1 : 0;
+}

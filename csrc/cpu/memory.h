@@ -1,0 +1,42 @@
+// Operations that only move numbers, the same on every instruction set.
+#pragma once
+
+#include <cstdint>
+
+namespace trunkline {
+
+// One of the weights that are joined along their outputs: [rows, k], rows `stride` apart.
+struct PackPart {
+    const void* data;
+    long rows, stride;
+};
+
+struct PackArgs {
+    const PackPart* parts;
+    long num_parts;
+    long k;
+    bool bf16;   // weights, and so panels
+    bool gated;  // parts are (gate, up), whose panels alternate
+    void* panels;
+    int threads;
+};
+// The panels of `linear`: for each 16 outputs, [k][16] float32 or [k / 2][16][2] bfloat16, zeros at the edges.
+void pack(const PackArgs& args);
+
+// Rows `ids` of a packed weight of k inputs (one part, not gated) into out [count, k].
+void unpack_rows(const void* panels, bool bf16, long k, const int64_t* ids, long count, void* out, int threads);
+
+// Rows of `row_bytes` each: out[i] = table[ids[i]].
+void gather_rows(const void* table, long row_bytes, const int64_t* ids, long count, void* out, int threads);
+
+// pool[slots[i]] = rows[i], whose beginnings lie `stride_bytes` apart.
+void scatter_rows(void* pool, long row_bytes, const int64_t* slots, long count, const void* rows, long stride_bytes,
+                  int threads);
+
+// Instruction sets of the build that this machine runs, best first; and the one in use.
+struct Operations;
+long available(const Operations** to);  // room for 4
+const Operations& in_use();
+bool use(const char* name);  // false: not available
+
+}  // namespace trunkline

@@ -1,0 +1,306 @@
+// The Python module: checks arguments, releases the interpreter's lock, calls the operation.
+#include "args.h"
+#include "memory.h"
+#include "tensor.h"
+
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
+
+#include <cstdlib>
+#include <memory>
+#include <vector>
+
+namespace trunkline {
+
+namespace {
+
+// Working memory of the calling thread: grows to what the largest call needed, and stays.
+char* scratch(long bytes) {
+    struct Free {
+        void operator()(char* p) const { std::free(p); }
+    };
+    thread_local std::unique_ptr<char, Free> held;
+    thread_local long size = 0;
+    if (bytes > size) {
+        held.reset();
+        size = (bytes + 4095) / 4096 * 4096;
+        held.reset(static_cast<char*>(std::aligned_alloc(4096, size)));
+        if (!held) {
+            size = 0;
+            throw std::bad_alloc();
+        }
+    }
+    return held.get();
+}
+
+std::string number(long value) { return std::to_string(value); }
+
+int team(int threads) {
+    if (threads < 1 || threads > 4096) refuse("threads is " + number(threads) + "; 1 to 4096 is expected");
+    return threads;
+}
+
+// Indices as int64 in scratch memory, after checking that all lie in [0, limit).
+const int64_t* indices(const Tensor& given, long limit) {
+    EXPECT(given, given.dims == 1 && given.dense() && (given.type == Type::int32 || given.type == Type::int64),
+                  "a dense vector of int32 or int64");
+    auto* to = reinterpret_cast<int64_t*>(scratch(given.size[0] * 8 + 8));
+    for (long i = 0; i < given.size[0]; i++) {
+        to[i] = given.type == Type::int32 ? reinterpret_cast<int32_t*>(given.data)[i]
+                                          : reinterpret_cast<int64_t*>(given.data)[i];
+        if (to[i] < 0 || to[i] >= limit)
+            throw nb::index_error(("index " + number(to[i]) + " at " + number(i) + " is not in [0, " + number(limit) +
+                                   ")").c_str());
+    }
+    return to;
+}
+
+long packed_size(long n, long k, bool bf16, bool gated) {
+    return num_panels(n, gated) * PANEL * padded_k(k, bf16);
+}
+
+void pack_weights(nb::list weights, bool gated, nb::handle panels_object, int threads) {
+    Tensor panels("pack", "panels", panels_object);
+    std::vector<PackPart> parts;
+    long k = -1, n = 0;
+    for (nb::handle object : weights) {
+        Tensor part("pack", "weight", object);
+        if (k < 0) k = part.dims == 2 ? part.size[1] : -1;
+        part.floats();
+        EXPECT(part, part.dims == 2 && part.size[1] == k && part.dense(1) && part.type == panels.type,
+                     "[*, " + number(k) + "] of the panels' type, dense along the last dimension");
+        parts.push_back({part.data, part.size[0], part.stride[0]});
+        n += part.size[0];
+    }
+    if (parts.empty()) refuse("pack: there is no weight");
+    if (gated) {
+        if (parts.size() != 2 || parts[0].rows != parts[1].rows) refuse("pack: a gated weight has two equal parts");
+        n = parts[0].rows;
+    }
+    long size = packed_size(n, k, panels.bf16(), gated);
+    EXPECT(panels, panels.dims == 1 && panels.dense() && panels.size[0] == size, "[" + number(size) + "]");
+    PackArgs args{parts.data(), long(parts.size()), k, panels.bf16(), gated, panels.data, team(threads)};
+    nb::gil_scoped_release release;
+    pack(args);
+}
+
+void call_linear(nb::handle x_object, nb::handle panels_object, long k, long n, bool gated, nb::handle bias_object,
+                 nb::handle residual_object, nb::handle out_object, int threads) {
+    Tensor x("linear", "x", x_object), panels("linear", "panels", panels_object), out("linear", "out", out_object);
+    x.floats();
+    EXPECT(x, x.dims == 2 && x.size[1] == k && x.dense(1), "[*, " + number(k) + "], dense along the last dimension");
+    panels.floats();
+    long size = packed_size(n, k, panels.bf16(), gated);
+    EXPECT(panels, panels.dims == 1 && panels.dense() && panels.size[0] == size, "[" + number(size) + "]");
+    out.floats();
+    EXPECT(out, out.dims == 2 && out.size[0] == x.size[0] && out.size[1] == n && out.dense() &&
+                    (out.type == x.type || out.type == Type::float32),
+                "dense [" + number(x.size[0]) + ", " + number(n) + "] of x's type or float32");
+    LinearArgs args{};
+    if (!bias_object.is_none()) {
+        Tensor bias("linear", "bias", bias_object);
+        long columns = num_panels(n, gated) * PANEL;
+        EXPECT(bias, bias.type == Type::float32 && bias.dims == 1 && bias.dense() && bias.size[0] == columns,
+                     "float32 [" + number(columns) + "] in the order of the panels");
+        args.bias = reinterpret_cast<float*>(bias.data);
+    }
+    if (!residual_object.is_none()) {
+        Tensor residual("linear", "residual", residual_object);
+        EXPECT(residual, residual.type == out.type && residual.dims == 2 && residual.size[0] == x.size[0] &&
+                             residual.size[1] == n && residual.dense(),
+                         "like out, which is " + out.text());
+        args.residual = residual.data;
+    }
+    args.x = x.data, args.x_stride = x.stride[0], args.x_bf16 = x.bf16();
+    args.panels = panels.data, args.panels_bf16 = panels.bf16();
+    args.m = x.size[0], args.n = n, args.k = k;
+    args.out = out.data, args.out_bf16 = out.bf16(), args.gated = gated;
+    args.staging = scratch(linear_staging_bytes(args.m, args.k));
+    args.threads = team(threads);
+    nb::gil_scoped_release release;
+    in_use().linear(args);
+}
+
+// x and out of a norm or rotation: [tokens, dim] or [tokens, heads, dim].
+NormArgs rows_args(const Tensor& x, const Tensor& out, int threads) {
+    x.floats();
+    EXPECT(x, (x.dims == 2 || x.dims == 3) && x.dense(1), "[tokens, n] or [tokens, heads, n], dense but for tokens");
+    bool same = out.dims == x.dims && out.type == x.type && out.dense(1);
+    for (int i = 0; same && i < x.dims; i++) same = out.size[i] == x.size[i];
+    EXPECT(out, same, "like x, which is " + x.text());
+    NormArgs args{};
+    args.x = x.data, args.x_stride = x.stride[0], args.bf16 = x.bf16();
+    args.out = out.data, args.out_stride = out.stride[0];
+    args.tokens = x.size[0], args.heads = x.dims == 3 ? x.size[1] : 1, args.dim = x.size[x.dims - 1];
+    args.threads = team(threads);
+    return args;
+}
+
+void set_gain(NormArgs& args, const Tensor& gain, const Tensor& x) {
+    long heads = gain.dims == 2 ? gain.size[0] : 1;
+    EXPECT(gain, (gain.dims == 1 || gain.dims == 2) && gain.type == x.type && gain.dense() &&
+                     gain.size[gain.dims - 1] == args.dim && (heads == 1 || heads == args.heads),
+                 "to broadcast against x, which is " + x.text());
+    args.gain = gain.data, args.gain_heads = heads;
+}
+
+void call_rms_norm(nb::handle x_object, nb::handle gain, float eps, nb::handle out, int threads) {
+    Tensor x("rms_norm", "x", x_object);
+    NormArgs args = rows_args(x, Tensor("rms_norm", "out", out), threads);
+    set_gain(args, Tensor("rms_norm", "weight", gain), x);
+    args.eps = eps;
+    nb::gil_scoped_release release;
+    in_use().rms_norm(args);
+}
+
+void call_rotate(nb::handle x_object, nb::handle table_object, nb::handle gain, float eps, int threads) {
+    Tensor x("rotate", "x", x_object), table("rotate", "table", table_object);
+    NormArgs args = rows_args(x, x, threads);
+    EXPECT(x, x.dims == 3 && args.dim % 2 == 0 && args.dim <= MAX_HEAD_DIM,
+              "[tokens, heads, an even number up to " + number(MAX_HEAD_DIM) + "]");
+    EXPECT(table, table.type == Type::float32 && table.dims == 3 && table.dense() && table.size[0] == args.tokens &&
+                      table.size[1] == 2 && table.size[2] == args.dim,
+                  "dense float32 [" + number(args.tokens) + ", 2, " + number(args.dim) + "]");
+    if (!gain.is_none()) set_gain(args, Tensor("rotate", "gain", gain), x);
+    args.table = reinterpret_cast<float*>(table.data), args.eps = eps;
+    nb::gil_scoped_release release;
+    in_use().rotate(args);
+}
+
+void call_embedding(nb::handle ids_object, nb::handle table_object, nb::handle out_object, int threads) {
+    Tensor ids("embedding", "token_ids", ids_object), table("embedding", "table", table_object),
+        out("embedding", "out", out_object);
+    table.floats();
+    EXPECT(table, table.dims == 2 && table.dense(), "a dense matrix");
+    const int64_t* rows = indices(ids, table.size[0]);
+    EXPECT(out, out.type == table.type && out.dims == 2 && out.dense() && out.size[0] == ids.size[0] &&
+                    out.size[1] == table.size[1],
+                "one row for each token, as the table's");
+    team(threads);
+    nb::gil_scoped_release release;
+    gather_rows(table.data, table.size[1] * table.element(), rows, ids.size[0], out.data, threads);
+}
+
+void call_packed_embedding(nb::handle ids_object, nb::handle panels_object, long k, long n, nb::handle out_object,
+                           int threads) {
+    Tensor ids("embedding", "token_ids", ids_object), panels("embedding", "panels", panels_object),
+        out("embedding", "out", out_object);
+    panels.floats();
+    long size = packed_size(n, k, panels.bf16(), false);
+    EXPECT(panels, panels.dims == 1 && panels.dense() && panels.size[0] == size, "[" + number(size) + "]");
+    const int64_t* rows = indices(ids, n);
+    EXPECT(out, out.type == panels.type && out.dims == 2 && out.dense() && out.size[0] == ids.size[0] &&
+                    out.size[1] == k,
+                "one row for each token, as the panels'");
+    team(threads);
+    nb::gil_scoped_release release;
+    unpack_rows(panels.data, panels.bf16(), k, rows, ids.size[0], out.data, threads);
+}
+
+void call_store_kv(nb::handle pool_object, nb::handle slots_object, nb::handle kv_object, int threads) {
+    Tensor pool("store_kv", "pool", pool_object), slots("store_kv", "slots", slots_object),
+        kv("store_kv", "kv", kv_object);
+    pool.floats();
+    EXPECT(pool, pool.dims == 4 && pool.dense(), "dense [slots, 2, heads, dim]");
+    const int64_t* rows = indices(slots, pool.size[0]);
+    EXPECT(kv, kv.type == pool.type && kv.dims == 4 && kv.dense(1) && kv.size[0] == slots.size[0] &&
+                   kv.size[1] == 2 && pool.size[1] == 2 && kv.size[2] == pool.size[2] && kv.size[3] == pool.size[3],
+               "one row for each of " + number(slots.size[0]) + " slots, like the pool's, which is " + pool.text());
+    long row_bytes = 2 * pool.size[2] * pool.size[3] * pool.element();
+    team(threads);
+    nb::gil_scoped_release release;
+    scatter_rows(pool.data, row_bytes, rows, slots.size[0], kv.data, kv.stride[0] * kv.element(), threads);
+}
+
+// The tensors of a step's plan, checked so that attention reads only pages that exist.
+void check_plan(nb::handle q_start_object, nb::handle lens_object, nb::handle pages_object, long page_size,
+                long num_slots) {
+    Tensor q_start("plan_attention", "q_start", q_start_object), lens("plan_attention", "seq_lens", lens_object),
+        pages("plan_attention", "page_table", pages_object);
+    if (page_size < 1) refuse("plan_attention: page_size is " + number(page_size) + "; at least 1 is expected");
+    EXPECT(lens, lens.type == Type::int32 && lens.dims == 1 && lens.dense(), "a dense vector of int32");
+    long requests = lens.size[0];
+    EXPECT(q_start, q_start.type == Type::int32 && q_start.dims == 1 && q_start.dense() &&
+                        q_start.size[0] == requests + 1,
+                    "dense int32 [" + number(requests + 1) + "]");
+    EXPECT(pages, pages.type == Type::int32 && pages.dims == 2 && pages.dense(1) && pages.size[0] == requests,
+                  "int32 [" + number(requests) + ", *], dense along the last dimension");
+    auto* starts = reinterpret_cast<int32_t*>(q_start.data);
+    auto* lengths = reinterpret_cast<int32_t*>(lens.data);
+    if (starts[0] != 0) refuse("plan_attention: q_start begins with " + number(starts[0]) + "; 0 is expected");
+    for (long i = 0; i < requests; i++) {
+        long count = starts[i + 1] - long(starts[i]), used = (lengths[i] + page_size - 1) / page_size;
+        std::string where = "plan_attention: request " + number(i) + " has ";
+        if (count < 0 || lengths[i] < count)
+            refuse(where + number(count) + " tokens in this step and a length of " + number(lengths[i]));
+        if (used > pages.size[1])
+            refuse(where + "a length of " + number(lengths[i]) + ": more than " + number(pages.size[1]) + " pages of " +
+                   number(page_size));
+        auto* row = reinterpret_cast<int32_t*>(pages.data) + i * pages.stride[0];
+        for (long p = 0; p < used; p++)
+            if (row[p] < 0 || (row[p] + 1L) * page_size > num_slots)
+                refuse(where + "page " + number(row[p]) + "; the pool has " + number(num_slots / page_size));
+    }
+}
+
+void call_attention(nb::handle q_object, nb::handle pool_object, nb::handle q_start_object, nb::handle lens_object,
+                    nb::handle pages_object, long window, long page_size, long num_slots, nb::handle out_object,
+                    int threads) {
+    Tensor q("attention", "q", q_object), pool("attention", "pool", pool_object), out("attention", "out", out_object),
+        q_start("attention", "q_start", q_start_object), lens("attention", "seq_lens", lens_object),
+        pages("attention", "page_table", pages_object);
+    pool.floats();
+    EXPECT(pool, pool.dims == 4 && pool.dense() && pool.size[0] >= num_slots && pool.size[1] == 2,
+                 "dense [" + number(num_slots) + " or more, 2, heads, dim]");
+    q.floats();
+    auto* starts = reinterpret_cast<int32_t*>(q_start.data);
+    EXPECT(q, q.dims == 3 && q.dense(1) && q.size[0] == starts[lens.size[0]] && pool.size[2] > 0 &&
+                  q.size[1] % pool.size[2] == 0 && q.size[2] == pool.size[3],
+              "[" + number(starts[lens.size[0]]) + ", a multiple of " + number(pool.size[2]) + ", " +
+                  number(pool.size[3]) + "]");
+    bool same = out.dims == 3 && out.dense() && out.type == q.type;
+    for (int i = 0; same && i < 3; i++) same = out.size[i] == q.size[i];
+    EXPECT(out, same, "dense, like q, which is " + q.text());
+    AttentionArgs args{};
+    args.q = q.data, args.q_stride = q.stride[0], args.q_bf16 = q.bf16();
+    args.pool = pool.data, args.pool_bf16 = pool.bf16(), args.out = out.data;
+    args.q_start = starts, args.seq_lens = reinterpret_cast<int32_t*>(lens.data);
+    args.pages = reinterpret_cast<int32_t*>(pages.data), args.pages_stride = pages.stride[0];
+    args.requests = lens.size[0], args.heads = q.size[1], args.kv_heads = pool.size[2], args.dim = q.size[2];
+    args.page_size = page_size, args.window = window;
+    args.scale = float(1.0 / __builtin_sqrt(double(q.size[2])));
+    args.threads = team(threads), args.grow = scratch;
+    nb::gil_scoped_release release;
+    in_use().attention(args);
+}
+
+}  // namespace
+
+}  // namespace trunkline
+
+NB_MODULE(native, m) {
+    using namespace trunkline;
+    nb::set_leak_warnings(false);
+    m.def("isas", [] {
+        const Operations* all[4];
+        std::vector<std::string> names;
+        for (long i = 0, count = available(all); i < count; i++) names.push_back(all[i]->name);
+        return names;
+    });
+    m.def("isa", [] { return std::string(in_use().name); });
+    m.def("select_isa", [](const std::string& name) {
+        if (!use(name.c_str())) refuse("the instruction set " + name + " is not available here");
+    });
+    m.def("packed_size", packed_size);
+    m.def("pack", pack_weights);
+    m.def("linear", call_linear, nb::arg("x"), nb::arg("panels"), nb::arg("k"), nb::arg("n"), nb::arg("gated"),
+          nb::arg("bias").none(), nb::arg("residual").none(), nb::arg("out"), nb::arg("threads"));
+    m.def("rms_norm", call_rms_norm);
+    m.def("rotate", call_rotate, nb::arg("x"), nb::arg("table"), nb::arg("gain").none(), nb::arg("eps"),
+          nb::arg("threads"));
+    m.def("embedding", call_embedding);
+    m.def("packed_embedding", call_packed_embedding);
+    m.def("store_kv", call_store_kv);
+    m.def("check_plan", check_plan);
+    m.def("attention", call_attention);
+}

@@ -1,0 +1,13 @@
+// The operations for one instruction set; compiled once for each, into a namespace of its own.
+#include "attention.h"
+#include "linear.h"
+#include "rows.h"
+
+#define TEXT_OF(name) #name
+#define TEXT(name) TEXT_OF(name)
+
+namespace trunkline {
+namespace TRUNKLINE_ISA {
+extern const Operations operations{TEXT(TRUNKLINE_ISA), linear, rms_norm, rotate, attention};
+}
+}  // namespace trunkline

@@ -1,0 +1,146 @@
+// Vectors of W floats for the instruction set that this file is compiled for, once in each namespace.
+//
+// Nothing here may be a template or an inline function of the standard library: the linker would keep one
+// copy for all instruction sets. Products and sums are fused only where `fma` says so (-ffp-contract=off).
+#pragma once
+
+#include <cstdint>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+#define INLINE static inline __attribute__((always_inline))
+
+namespace trunkline {
+namespace TRUNKLINE_ISA {
+
+#if defined(__AVX512F__)
+constexpr int W = 16;
+constexpr int REGISTERS = 32;
+#elif defined(__AVX2__)
+constexpr int W = 8;
+constexpr int REGISTERS = 16;
+#else
+constexpr int W = 4;
+constexpr int REGISTERS = 16;
+#endif
+
+typedef float VF __attribute__((vector_size(W * 4)));
+typedef int32_t VI __attribute__((vector_size(W * 4)));
+typedef uint32_t VU __attribute__((vector_size(W * 4)));
+typedef uint16_t VH __attribute__((vector_size(W * 2)));
+typedef float F4 __attribute__((vector_size(16)));
+
+template <class V>
+INLINE V load_as(const void* from) {
+    V v;
+    __builtin_memcpy(&v, from, sizeof v);
+    return v;
+}
+INLINE VF load(const float* from) { return load_as<VF>(from); }
+INLINE VF load(const uint16_t* from) { return (VF)(__builtin_convertvector(load_as<VH>(from), VU) << 16); }
+INLINE VF splat(float value) {
+#if defined(__AVX512F__)
+    return (VF)_mm512_set1_ps(value);
+#elif defined(__AVX2__)
+    return (VF)_mm256_set1_ps(value);
+#else
+    return VF{value, value, value, value};
+#endif
+}
+
+INLINE float widen(float value) { return value; }
+INLINE float widen(uint16_t value) {
+    uint32_t bits = uint32_t(value) << 16;
+    float result;
+    __builtin_memcpy(&result, &bits, 4);
+    return result;
+}
+
+// Round to nearest, ties to even; a NaN stays one.
+INLINE uint16_t narrow(float value) {
+    uint32_t bits;
+    __builtin_memcpy(&bits, &value, 4);
+    if (value != value) return uint16_t(bits >> 16 | 0x40);
+    return uint16_t((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+}
+INLINE void store(float* to, VF v) { __builtin_memcpy(to, &v, sizeof v); }
+INLINE void store(uint16_t* to, VF v) {
+    VU bits = (VU)v;
+    VU rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+    VU kept = v != v ? bits >> 16 | 0x40 : rounded;
+    VH half = __builtin_convertvector(kept, VH);
+    __builtin_memcpy(to, &half, sizeof half);
+}
+INLINE void store_one(float* to, float value) { *to = value; }
+INLINE void store_one(uint16_t* to, float value) { *to = narrow(value); }
+
+INLINE VF fma(VF a, VF b, VF c) {
+#if defined(__AVX512F__)
+    return (VF)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#elif defined(__AVX2__)
+    return (VF)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+#else
+    return a * b + c;
+#endif
+}
+
+INLINE VF larger(VF a, VF b) { return a > b ? a : b; }
+
+// Sum of lanes, always as the same tree.
+INLINE F4 fold(VF v) {
+#if defined(__AVX512F__)
+    auto half = __builtin_shufflevector(v, v, 0, 1, 2, 3, 4, 5, 6, 7) +
+                __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15);
+    return __builtin_shufflevector(half, half, 0, 1, 2, 3) + __builtin_shufflevector(half, half, 4, 5, 6, 7);
+#elif defined(__AVX2__)
+    return __builtin_shufflevector(v, v, 0, 1, 2, 3) + __builtin_shufflevector(v, v, 4, 5, 6, 7);
+#else
+    return v;
+#endif
+}
+INLINE float sum(VF v) {
+    F4 f = fold(v);
+    return (f[0] + f[2]) + (f[1] + f[3]);
+}
+// The sums of four vectors side by side, each by the tree of `sum`.
+INLINE F4 sums(VF a, VF b, VF c, VF d) {
+    F4 fa = fold(a), fb = fold(b), fc = fold(c), fd = fold(d);
+    F4 ab = __builtin_shufflevector(fa, fb, 0, 4, 1, 5) + __builtin_shufflevector(fa, fb, 2, 6, 3, 7);
+    F4 cd = __builtin_shufflevector(fc, fd, 0, 4, 1, 5) + __builtin_shufflevector(fc, fd, 2, 6, 3, 7);
+    return __builtin_shufflevector(ab, cd, 0, 1, 4, 5) + __builtin_shufflevector(ab, cd, 2, 3, 6, 7);
+}
+INLINE float largest(VF v) {
+    float result = v[0];
+    for (int i = 1; i < W; i++) result = v[i] > result ? v[i] : result;
+    return result;
+}
+
+// e^x by Cody-Waite reduction and the polynomial of Cephes' expf: relative error below 2e-7. Zero below
+// -87.3, infinity above 88.4; NaN stays NaN. Used everywhere, so that a lane's place changes no bit.
+INLINE VF exp(VF x) {
+    VF low = splat(-87.336544f), high = splat(88.722839f);
+    VF c = x < low ? low : x;
+    c = c > high ? high : c;
+    VF magic = splat(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer
+    VF n = (c * splat(1.44269504f) + magic) - magic;
+    VF r = fma(n, splat(-0.693359375f), c);
+    r = fma(n, splat(2.12194440e-4f), r);
+    VF p = splat(1.9875691500e-4f);
+    p = fma(p, r, splat(1.3981999507e-3f));
+    p = fma(p, r, splat(8.3334519073e-3f));
+    p = fma(p, r, splat(4.1665795894e-2f));
+    p = fma(p, r, splat(1.6666665459e-1f));
+    p = fma(p, r, splat(5.0000001201e-1f));
+    p = fma(p, r * r, r + 1.0f);
+    VF whole = n == n ? n : VF{};
+    VF result = p * (VF)((__builtin_convertvector(whole, VI) + 127) << 23);
+    return x < low ? VF{} : result;
+}
+INLINE float exp_one(float x) { return exp(splat(x))[0]; }
+
+INLINE VF silu(VF x) { return x / (exp(-x) + 1.0f); }
+
+}  // namespace TRUNKLINE_ISA
+}  // namespace trunkline

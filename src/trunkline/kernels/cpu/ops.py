@@ -1,0 +1,148 @@
+"""The kernel set of a CPU: allocates results and calls `native`, which checks every argument.
+
+torch is imported first: the native module then shares its OpenMP runtime.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from trunkline.kernels.cpu import native
+from trunkline.kernels.cpu.native import isa, isas, select_isa
+from trunkline.kernels.ops import PackedLinear, PagedShape
+
+__all__ = [
+    "attention",
+    "embedding",
+    "embedding_table",
+    "gated_linear",
+    "isa",
+    "isas",
+    "linear",
+    "pack_gated",
+    "pack_linear",
+    "plan_attention",
+    "rms_norm",
+    "rope",
+    "select_isa",
+    "store_kv",
+    "supports_linear",
+]
+
+_PANEL = 16  # output columns of a panel
+
+
+def supports_linear(dtype: torch.dtype, device: torch.device) -> bool:
+    return device.type == "cpu" and dtype in (torch.float32, torch.bfloat16)
+
+
+def pack_linear(weights: Sequence[Tensor], biases: Sequence[Tensor]) -> PackedLinear:
+    bias = None
+    if biases:
+        bias = torch.cat([b.float() for b in biases])
+        bias = torch.nn.functional.pad(bias, (0, -len(bias) % _PANEL))
+    return _pack(weights, sum(len(w) for w in weights), bias, gated=False)
+
+
+def pack_gated(gate: Tensor, up: Tensor, biases: Sequence[Tensor]) -> PackedLinear:
+    bias = None
+    if biases:
+        padded = [torch.nn.functional.pad(b.float(), (0, -len(b) % _PANEL)) for b in biases]
+        bias = torch.stack([b.view(-1, _PANEL) for b in padded], dim=1).view(-1)
+    return _pack([gate, up], len(gate), bias, gated=True)
+
+
+def _pack(weights: Sequence[Tensor], outputs: int, bias: Tensor | None, *, gated: bool) -> PackedLinear:
+    inputs, dtype = weights[0].shape[1], weights[0].dtype
+    size = native.packed_size(outputs, inputs, dtype == torch.bfloat16, gated)
+    panels = torch.empty(size, dtype=dtype)
+    native.pack([w.contiguous() for w in weights], gated, panels, torch.get_num_threads())
+    return PackedLinear(panels, bias, inputs, outputs, panels.nbytes, gated)
+
+
+def linear(x: Tensor, packed: PackedLinear, residual: Tensor | None = None, wide: bool = False) -> Tensor:
+    out = torch.empty(x.shape[0], packed.out_features, dtype=torch.float32 if wide else x.dtype)
+    native.linear(
+        x,
+        packed.data,
+        packed.in_features,
+        packed.out_features,
+        packed.gated,
+        packed.bias,
+        residual,
+        out,
+        torch.get_num_threads(),
+    )
+    return out
+
+
+gated_linear = linear  # the packed weight says that it is gated
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    out = torch.empty(x.shape, dtype=x.dtype)
+    native.rms_norm(x, weight, eps, out, torch.get_num_threads())
+    return out
+
+
+def rope(x: Tensor, table: Tensor, gain: Tensor | None = None, eps: float = 0.0) -> None:
+    native.rotate(x, table, gain, eps, torch.get_num_threads())
+
+
+def embedding_table(weight: Tensor, head: PackedLinear | None) -> Tensor | PackedLinear:
+    return weight if head is None else head
+
+
+def embedding(token_ids: Tensor, table: Tensor | PackedLinear) -> Tensor:
+    threads = torch.get_num_threads()
+    if isinstance(table, PackedLinear):
+        size, data = (len(token_ids), table.in_features), table.data
+        out = torch.empty(size, dtype=data.dtype)
+        native.packed_embedding(token_ids, data, table.in_features, table.out_features, out, threads)
+    else:
+        out = torch.empty(len(token_ids), table.shape[1], dtype=table.dtype)
+        native.embedding(token_ids, table, out, threads)
+    return out
+
+
+def store_kv(pool: Tensor, slots: Tensor, kv: Tensor) -> None:
+    native.store_kv(pool, slots, kv.to(pool.dtype), torch.get_num_threads())
+
+
+@dataclass(frozen=True)
+class AttentionPlan:
+    """A step's tensors, checked. The tiles that threads take are found anew in each call."""
+
+    q_start: Tensor
+    seq_lens: Tensor
+    page_table: Tensor
+    window: int  # 0: none
+    shape: PagedShape
+
+
+def plan_attention(
+    q_start: Tensor, seq_lens: Tensor, page_table: Tensor, window: int | None, shape: PagedShape
+) -> AttentionPlan:
+    native.check_plan(q_start, seq_lens, page_table, shape.page_size, shape.num_slots)
+    return AttentionPlan(q_start, seq_lens, page_table, window or 0, shape)
+
+
+def attention(q: Tensor, pool: Tensor, plan: AttentionPlan) -> Tensor:
+    out = torch.empty(q.shape, dtype=q.dtype)
+    native.attention(
+        q,
+        pool,
+        plan.q_start,
+        plan.seq_lens,
+        plan.page_table,
+        plan.window,
+        plan.shape.page_size,
+        plan.shape.num_slots,
+        out,
+        torch.get_num_threads(),
+    )
+    return out
