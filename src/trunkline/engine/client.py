@@ -259,7 +259,7 @@ class EngineClient:
 
 
 class ProcessTransport:
-    """A core in a child process, over a socket in a private folder that goes away with either side."""
+    """A core in a child process, over a socket in a private folder that is gone once both are connected."""
 
     def __init__(self, config: EngineConfig) -> None:
         self._config = config
@@ -295,18 +295,22 @@ class ProcessTransport:
         finally:
             self._release()
 
-    @staticmethod
-    async def _read(socket: zmq.asyncio.Socket, deliver: Callable[[FromCore], None]) -> None:
+    async def _read(self, socket: zmq.asyncio.Socket, deliver: Callable[[FromCore], None]) -> None:
         while True:
-            deliver(decode_from_core(await socket.recv()))
+            message = decode_from_core(await socket.recv())
+            self._remove_folder()  # connected: the path has served, and can't be left behind any more
+            deliver(message)
+
+    def _remove_folder(self) -> None:
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+            self._folder = None
 
     def _release(self) -> None:
         if self._socket is not None:
             self._socket.close()
             self._socket = None
-        if self._folder is not None:
-            shutil.rmtree(self._folder, ignore_errors=True)
-            self._folder = None
+        self._remove_folder()
         if self._process is not None and self._process.returncode is None:
             self._process.kill()
 
