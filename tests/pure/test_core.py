@@ -120,7 +120,7 @@ def test_messages() -> None:
     assert c.handle(ask("a")) == []
     (refused,) = c.handle(ask("a"))
     assert isinstance(refused, Outputs) and refused.items[0].finish is not None
-    assert refused.items[0].finish.code == "duplicate_rid"
+    assert (refused.items[0].finish.code, refused.items[0].finish.param) == ("duplicate_rid", "rid")
     (busy,) = c.handle(FlushCache("1"))
     assert isinstance(busy, FlushDone) and not busy.ok
     c.step()
