@@ -7,12 +7,13 @@
 namespace trunkline {
 
 constexpr long PANEL = 16;  // output columns that are packed side by side
+constexpr long SLAB = 4;    // panels that share a stream of memory; the last ones of a weight may be fewer
 
 struct LinearArgs {
     const void* x;  // [m, k] with rows `x_stride` apart
     long x_stride;
     bool x_bf16;
-    const void* panels;  // see pack.cpp
+    const void* panels;  // slabs of panels, see memory.h
     bool panels_bf16;
     long m, n, k;          // n: columns of `out`
     const float* bias;     // in the order of the panels' columns, or null
@@ -29,6 +30,8 @@ inline long num_panels(long n, bool gated) { return (n + PANEL - 1) / PANEL * (g
 // bfloat16 weights are packed in pairs along k.
 inline long padded_k(long k, bool bf16) { return bf16 ? k + k % 2 : k; }
 inline long linear_staging_bytes(long m, long k) { return m * (k + 1) * 4 + 64; }
+// Panels in the slab of panel p, of `panels`.
+inline long slab_width(long p, long panels) { return panels - p / SLAB * SLAB < SLAB ? panels - p / SLAB * SLAB : SLAB; }
 
 struct NormArgs {
     const void* x;  // [tokens, heads, dim], tokens `x_stride` apart

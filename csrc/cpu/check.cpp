@@ -188,7 +188,7 @@ void check_memory(long rows, long k, bool bf16, int threads) {
     PackPart part{weight.data.get(), rows, k};
     pack({&part, 1, k, bf16, false, panels.data.get(), threads});
     int64_t ids[3] = {rows - 1, 0, rows / 2};
-    unpack_rows(panels.data.get(), bf16, k, ids, 3, out.data.get(), threads);
+    unpack_rows(panels.data.get(), bf16, rows, k, ids, 3, out.data.get(), threads);
     long bytes = k * long(weight.size());
     gather_rows(weight.data.get(), bytes, ids, 3, plain.data.get(), threads);
     expect(!std::memcmp(out.data.get(), plain.data.get(), 3 * bytes), "unpack_rows", rows, k, bf16);

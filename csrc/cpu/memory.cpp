@@ -12,8 +12,8 @@ namespace {
 
 constexpr long SERIAL_BYTES = 1 << 16;
 
-// One panel: units of 4 bytes along k, a float32 or a pair of bfloat16.
-void pack_panel(const char* const* rows, long k, long unit, uint32_t* out) {
+// One panel: units of 4 bytes along k, a float32 or a pair of bfloat16, those of the next k `step` units on.
+void pack_panel(const char* const* rows, long k, long unit, uint32_t* out, long step) {
     bool complete = true;
     for (long lane = 0; lane < PANEL; lane++) complete = complete && rows[lane];
     const long plain = complete ? k / unit : 0;
@@ -23,13 +23,13 @@ void pack_panel(const char* const* rows, long k, long unit, uint32_t* out) {
         for (long lane = 0; lane < PANEL; lane++) {
             uint32_t line[LINE];
             std::memcpy(line, rows[lane] + done * 4, sizeof line);
-            for (long i = 0; i < LINE; i++) out[(done + i) * PANEL + lane] = line[i];
+            for (long i = 0; i < LINE; i++) out[(done + i) * step + lane] = line[i];
         }
     for (long i = done; i * unit < k; i++)  // edges: absent rows and an odd last number are zeros
         for (long lane = 0; lane < PANEL; lane++) {
             uint32_t value = 0;
             if (rows[lane]) std::memcpy(&value, rows[lane] + i * 4, k - i * unit < unit ? 2 : 4);
-            out[i * PANEL + lane] = value;
+            out[i * step + lane] = value;
         }
 }
 
@@ -64,17 +64,20 @@ void pack(const PackArgs& a) {
         const char* rows[PANEL];
         for (long lane = 0; lane < PANEL; lane++)
             rows[lane] = a.gated ? row_of(a, p % 2, p / 2 * PANEL + lane, size) : row_of(a, 0, p * PANEL + lane, size);
-        pack_panel(rows, a.k, unit, reinterpret_cast<uint32_t*>(static_cast<char*>(a.panels) + p * bytes));
+        const long width = slab_width(p, panels), first = p / SLAB * SLAB;
+        auto* slab = reinterpret_cast<uint32_t*>(static_cast<char*>(a.panels) + first * bytes);
+        pack_panel(rows, a.k, unit, slab + (p - first) * PANEL, width * PANEL);
     }
 }
 
-void unpack_rows(const void* panels, bool bf16, long k, const int64_t* ids, long count, void* out, int threads) {
+void unpack_rows(const void* panels, bool bf16, long n, long k, const int64_t* ids, long count, void* out, int threads) {
     const long size = bf16 ? 2 : 4, bytes = padded_k(k, bf16) * PANEL * size;
 #pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1 && count * bytes > SERIAL_BYTES)
     for (long i = 0; i < count; i++) {
-        const char* from = static_cast<const char*>(panels) + ids[i] / PANEL * bytes + ids[i] % PANEL * 4;
+        const long p = ids[i] / PANEL, first = p / SLAB * SLAB, width = slab_width(p, num_panels(n, false));
+        const char* from = static_cast<const char*>(panels) + first * bytes + ((p - first) * PANEL + ids[i] % PANEL) * 4;
         char* to = static_cast<char*>(out) + i * k * size;
-        for (long done = 0; done < k * size; done += 4, from += PANEL * 4)
+        for (long done = 0; done < k * size; done += 4, from += width * PANEL * 4)
             std::memcpy(to + done, from, k * size - done < 4 ? size_t(2) : size_t(4));
     }
 }

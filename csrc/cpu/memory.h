@@ -20,11 +20,12 @@ struct PackArgs {
     void* panels;
     int threads;
 };
-// The panels of `linear`: for each 16 outputs, [k][16] float32 or [k / 2][16][2] bfloat16, zeros at the edges.
+// The slabs of `linear`: for each 64 outputs [k][panel][16] float32 or [k / 2][panel][16][2] bfloat16, zeros at the
+// edges. A slab has SLAB panels of 16 outputs; the last one only as many as there are.
 void pack(const PackArgs& args);
 
-// Rows `ids` of a packed weight of k inputs (one part, not gated) into out [count, k].
-void unpack_rows(const void* panels, bool bf16, long k, const int64_t* ids, long count, void* out, int threads);
+// Rows `ids` of a packed weight of n outputs and k inputs (not gated) into out [count, k].
+void unpack_rows(const void* panels, bool bf16, long n, long k, const int64_t* ids, long count, void* out, int threads);
 
 // Rows of `row_bytes` each: out[i] = table[ids[i]].
 void gather_rows(const void* table, long row_bytes, const int64_t* ids, long count, void* out, int threads);

@@ -194,7 +194,7 @@ void call_packed_embedding(nb::handle ids_object, nb::handle panels_object, long
                 "one row for each token, as the panels'");
     team(threads);
     nb::gil_scoped_release release;
-    unpack_rows(panels.data, panels.bf16(), k, rows, ids.size[0], out.data, threads);
+    unpack_rows(panels.data, panels.bf16(), n, k, rows, ids.size[0], out.data, threads);
 }
 
 void call_store_kv(nb::handle pool_object, nb::handle slots_object, nb::handle kv_object, int threads) {
