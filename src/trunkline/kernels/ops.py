@@ -22,7 +22,7 @@ from torch import Tensor
 class PackedLinear:
     """A linear layer's weight in the layout its kernel wants. `data` and `bias` are opaque."""
 
-    data: Tensor
+    data: Any
     bias: Tensor | None
     in_features: int
     out_features: int  # columns of the result

@@ -13,6 +13,9 @@ from trunkline.kernels.ops import PackedLinear
 
 # Rows that oneDNN is told to expect when it chooses the packed layout; results do not depend on it.
 _PACK_ROWS = 64
+# Inputs that one oneDNN product sums. Beyond 1,024 its AVX-512 kernels cut the sum into blocks, and where they cut
+# depends on the number of rows (float32 from 1,025 inputs; bfloat16 from there for some numbers of outputs).
+_MOST_INPUTS = 1024
 
 
 def supports_linear(dtype: torch.dtype, device: torch.device) -> bool:
@@ -29,14 +32,15 @@ def supports_linear(dtype: torch.dtype, device: torch.device) -> bool:
 def pack_linear(weights: Sequence[Tensor], biases: Sequence[Tensor]) -> PackedLinear:
     """On a CPU the weight becomes oneDNN's blocked layout, which is used for every number of rows.
 
-    Each output is then one running sum over the inputs, whatever the number of rows; torch's own `linear`
-    switches kernels (and bits) with it.
+    Each output is then one running sum over the inputs, or one over each `_MOST_INPUTS` of them, whatever the
+    number of rows; torch's own `linear` switches kernels (and bits) with it.
     """
     weight = weights[0] if len(weights) == 1 else torch.cat(list(weights))
     out_features, in_features = weight.shape
-    data = weight
+    data: Tensor | list[Tensor] = weight
     if weight.device.type == "cpu":
-        data = torch.ops.mkldnn._reorder_linear_weight(weight, _PACK_ROWS)
+        parts = weight.split(_MOST_INPUTS, dim=1)
+        data = [torch.ops.mkldnn._reorder_linear_weight(part.contiguous(), _PACK_ROWS) for part in parts]
     bias = torch.cat(list(biases)) if biases else None
     return PackedLinear(data, bias, in_features, out_features, weight.nbytes)
 
@@ -48,12 +52,25 @@ def pack_gated(gate: Tensor, up: Tensor, biases: Sequence[Tensor]) -> PackedLine
 
 def linear(x: Tensor, packed: PackedLinear, residual: Tensor | None = None, wide: bool = False) -> Tensor:
     if x.device.type == "cpu":
-        out = torch.ops.mkldnn._linear_pointwise.default(x, packed.data, packed.bias, "none", [], "")
+        out = _blocked_product(x, packed)
     else:
         out = F.linear(x, packed.data, packed.bias)
     if residual is not None:
         out = out + residual
     return out.float() if wide else out
+
+
+def _blocked_product(x: Tensor, packed: PackedLinear) -> Tensor:
+    """Parts in order, added in float32 (a bfloat16 part comes rounded from oneDNN)."""
+    product = torch.ops.mkldnn._linear_pointwise.default
+    first, *others = zip(x.split(_MOST_INPUTS, dim=1), packed.data, strict=True)
+    out: Tensor = product(*first, packed.bias, "none", [], "")
+    if not others:
+        return out
+    total = out.float()
+    for part, weight in others:
+        total += product(part, weight, None, "none", [], "")
+    return total.to(x.dtype)
 
 
 def gated_linear(x: Tensor, packed: PackedLinear) -> Tensor:
