@@ -11,16 +11,8 @@ from torch import Tensor
 from trunkline.kernels.ops import Kernels
 from trunkline.kernels.ref.dense import silu_gate
 
-SIZES = [
-    (16, 16),
-    (33, 17),
-    (96, 72),
-    (512, 256),
-    (64, 8192),
-    (1000, 999),
-    (257, 640),
-    (300, 3072),
-]  # (out, in)
+# (out, in)
+SIZES = [(16, 16), (33, 17), (96, 72), (512, 256), (64, 8192), (1000, 999), (257, 640), (300, 3072)]
 ROWS = 150
 
 

@@ -13,8 +13,8 @@ from trunkline.kernels.ops import PackedLinear
 
 # Rows that oneDNN is told to expect when it chooses the packed layout; results do not depend on it.
 _PACK_ROWS = 64
-# Inputs that one oneDNN product sums. Beyond 1,024 its AVX-512 kernels cut the sum into blocks, and where they cut
-# depends on the number of rows (float32 from 1,025 inputs; bfloat16 from there for some numbers of outputs).
+# Inputs that one oneDNN product sums. Beyond 1,024 its AVX-512 kernels cut the sum into blocks, and where
+# they cut depends on the number of rows (float32 from 1,025 inputs on; bfloat16 for some output sizes).
 _MOST_INPUTS = 1024
 
 
