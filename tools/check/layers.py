@@ -16,7 +16,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("kernels", "distributed"),
     ("layers", "attention"),
     ("models",),
-    ("cache",),
+    ("cache", "grammar"),
     ("text", "scheduler", "worker"),
     ("engine",),
     ("metrics",),
@@ -31,10 +31,12 @@ HEIGHT = MappingProxyType({package: row for row, packages in enumerate(LAYERS) f
 SHARED = frozenset({("worker", "trunkline.scheduler.plan"), ("worker", "trunkline.scheduler.plan.StepPlan")})
 
 TORCH_PACKAGES = frozenset({"kernels", "distributed", "layers", "attention", "models", "worker"})
-NEVER_TORCH = frozenset({"types", "messages", "config", "cache", "scheduler", "text", "server", "metrics"})
+NEVER_TORCH = frozenset(
+    {"types", "messages", "config", "cache", "grammar", "scheduler", "text", "server", "metrics"}
+)
 LATE_TORCH = frozenset({"", "engine", "bench", "cli", "launch_server"})  # inside functions only
 TORCH_LIBRARIES = frozenset({"torch", "safetensors.torch"})
-TEST_ONLY_LIBRARIES = frozenset({"transformers", "pytest", "hypothesis", "openai", "httpx"})
+TEST_ONLY_LIBRARIES = frozenset({"transformers", "pytest", "hypothesis", "openai", "httpx", "jsonschema"})
 
 
 def check_layers(source: Source) -> Iterator[Violation]:
