@@ -19,6 +19,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("cache", "grammar"),
     ("text", "scheduler", "worker"),
     ("engine",),
+    ("lang",),
     ("metrics",),
     ("server",),
     ("bench",),
@@ -34,7 +35,7 @@ TORCH_PACKAGES = frozenset({"kernels", "distributed", "layers", "attention", "mo
 NEVER_TORCH = frozenset(
     {"types", "messages", "config", "cache", "grammar", "scheduler", "text", "server", "metrics"}
 )
-LATE_TORCH = frozenset({"", "engine", "bench", "cli", "launch_server"})  # inside functions only
+LATE_TORCH = frozenset({"", "engine", "lang", "bench", "cli", "launch_server"})  # inside functions only
 TORCH_LIBRARIES = frozenset({"torch", "safetensors.torch"})
 TEST_ONLY_LIBRARIES = frozenset({"transformers", "pytest", "hypothesis", "openai", "httpx", "jsonschema"})
 

@@ -1,0 +1,231 @@
+"""The words of the language."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from typing import Any, overload
+
+from trunkline.lang.choices import ChoicesMethod, token_length_normalized
+from trunkline.lang.global_config import global_config
+from trunkline.lang.ir import (
+    Expr,
+    Gen,
+    Image,
+    RoleBegin,
+    RoleEnd,
+    Sampling,
+    Select,
+    Sequential,
+    SplitReasoning,
+    Video,
+    as_expr,
+)
+from trunkline.lang.program import SglFunction, resolve_backend
+
+
+@overload
+def function(func: Callable[..., Any]) -> SglFunction: ...
+@overload
+def function(*, num_api_spec_tokens: int | None = None) -> Callable[[Callable[..., Any]], SglFunction]: ...
+def function(func: Callable[..., Any] | None = None, num_api_spec_tokens: int | None = None) -> Any:
+    """Makes a program of a function whose first parameter is `s`. Use it bare or with arguments.
+
+    `num_api_spec_tokens`: on an OpenAI-compatible endpoint, generate at least so many tokens in one call,
+    from which the `gen`s that follow take their text as long as it fits."""
+    if func is not None:
+        return SglFunction(func)
+    return lambda func: SglFunction(func, num_api_spec_tokens)
+
+
+def gen(
+    name: str | None = None,
+    max_tokens: int | None = None,
+    min_tokens: int | None = None,
+    n: int | None = None,
+    stop: str | Sequence[str] | None = None,
+    stop_token_ids: Sequence[int] | None = None,
+    stop_regex: str | Sequence[str] | None = None,
+    temperature: float | None = None,
+    top_p: float | None = None,
+    top_k: int | None = None,
+    min_p: float | None = None,
+    frequency_penalty: float | None = None,
+    presence_penalty: float | None = None,
+    ignore_eos: bool | None = None,
+    return_logprob: bool | None = None,
+    logprob_start_len: int | None = None,
+    top_logprobs_num: int | None = None,
+    return_text_in_logprobs: bool | None = None,
+    dtype: type | str | None = None,
+    choices: Sequence[str] | None = None,
+    choices_method: ChoicesMethod | None = None,
+    regex: str | None = None,
+    json_schema: str | None = None,
+) -> Expr:
+    """Text from the model, kept as variable `name`. What is None is as the run says.
+
+    With `choices`, it is `select`. `dtype` (int, float, bool, str) constrains the text to such a value and
+    takes precedence over `regex`. Raises re.error for a `regex` that is none."""
+    if choices is not None:
+        return select(name, choices, 0.0 if temperature is None else temperature, choices_method)
+    if regex is not None:
+        re.compile(regex)
+    return Gen(
+        name,
+        Sampling(
+            max_new_tokens=max_tokens,
+            min_new_tokens=min_tokens,
+            n=n,
+            stop=stop,
+            stop_token_ids=stop_token_ids,
+            stop_regex=stop_regex,
+            temperature=temperature,
+            top_p=top_p,
+            top_k=top_k,
+            min_p=min_p,
+            frequency_penalty=frequency_penalty,
+            presence_penalty=presence_penalty,
+            ignore_eos=ignore_eos,
+            return_logprob=return_logprob,
+            logprob_start_len=logprob_start_len,
+            top_logprobs_num=top_logprobs_num,
+            return_text_in_logprobs=return_text_in_logprobs,
+            dtype=dtype,
+            regex=regex,
+            json_schema=json_schema,
+        ),
+    )
+
+
+def gen_int(
+    name: str | None = None,
+    max_tokens: int | None = None,
+    n: int | None = None,
+    stop: str | Sequence[str] | None = None,
+    **sampling: Any,
+) -> Expr:
+    """`gen` of an integer. Takes what `gen` takes, but for min_tokens, dtype, choices, regex and
+    json_schema."""
+    return _typed(int, {"name": name, "max_tokens": max_tokens, "n": n, "stop": stop, **sampling})
+
+
+def gen_string(
+    name: str | None = None,
+    max_tokens: int | None = None,
+    n: int | None = None,
+    stop: str | Sequence[str] | None = None,
+    **sampling: Any,
+) -> Expr:
+    """`gen` of a string in double quotes. Takes what `gen_int` takes."""
+    return _typed(str, {"name": name, "max_tokens": max_tokens, "n": n, "stop": stop, **sampling})
+
+
+def _typed(dtype: type, arguments: dict[str, Any]) -> Expr:
+    for other in ("min_tokens", "dtype", "choices", "choices_method", "regex", "json_schema"):
+        if other in arguments:
+            raise TypeError(f"{other} doesn't go with gen_{'int' if dtype is int else 'string'}()")
+    return gen(dtype=dtype, **arguments)
+
+
+def select(
+    name: str | None = None,
+    choices: Sequence[str] | None = None,
+    temperature: float = 0.0,
+    choices_method: ChoicesMethod | None = None,
+) -> Expr:
+    """The choice that the model finds best, by `choices_method` (token_length_normalized if None).
+
+    Raises ValueError without choices, and for a temperature: the decision is never sampled.
+    """
+    if not choices:
+        raise ValueError("select() needs choices")
+    if temperature > 1e-5:
+        raise ValueError(f"select() decides by likelihood: temperature is {temperature}, it must be 0")
+    return Select(name, tuple(choices), temperature, choices_method or token_length_normalized)
+
+
+def image(expr: str | bytes) -> Expr:
+    """An image: the path of a file, or its bytes."""
+    return Image(expr)
+
+
+def video(path: str, num_frames: int) -> Expr:
+    """`num_frames` frames of a video file."""
+    return Video(path, num_frames)
+
+
+def separate_reasoning(expr: Any, model_type: str) -> Expr:
+    """Each `gen` of `expr` keeps its answer in its variable, and its reasoning in
+    `<name>_reasoning_content`."""
+    parts: list[Expr] = []
+    for part in as_expr(expr).parts():
+        parts.append(part)
+        if isinstance(part, Gen | Select):
+            if part.name is None:
+                raise ValueError("separate_reasoning() needs a name for each gen()")
+            parts.append(SplitReasoning(part.name, model_type))
+    return Sequential(tuple(parts))
+
+
+def system(expr: Any = None) -> Expr:
+    """A whole system turn."""
+    return _turn("system", expr)
+
+
+def user(expr: Any = None) -> Expr:
+    """A whole user turn."""
+    return _turn("user", expr)
+
+
+def assistant(expr: Any = None) -> Expr:
+    """A whole turn of the assistant."""
+    return _turn("assistant", expr)
+
+
+def _turn(role: str, expr: Any) -> Expr:
+    inner = () if expr is None else (as_expr(expr),)
+    return Sequential((RoleBegin(role), *inner, RoleEnd(role)))
+
+
+def system_begin() -> Expr:
+    return RoleBegin("system")
+
+
+def system_end() -> Expr:
+    return RoleEnd("system")
+
+
+def user_begin() -> Expr:
+    return RoleBegin("user")
+
+
+def user_end() -> Expr:
+    return RoleEnd("user")
+
+
+def assistant_begin() -> Expr:
+    return RoleBegin("assistant")
+
+
+def assistant_end() -> Expr:
+    return RoleEnd("assistant")
+
+
+def set_default_backend(backend: Any) -> None:
+    """What programs run on when they are given no backend. Raises TypeError for what is none."""
+    if backend is not None:
+        resolve_backend(backend)
+    global_config.default_backend = backend  # as it was given: a Runtime must stay alive
+
+
+def flush_cache(backend: Any = None) -> None:
+    """Empty the backend's prefix cache. Raises RequestError where it has none, or while requests are
+    running."""
+    global_config.run(resolve_backend(backend).flush())
+
+
+def get_server_info(backend: Any = None) -> dict[str, Any]:
+    """What the backend says about itself. Raises RequestError where it doesn't."""
+    info: dict[str, Any] = global_config.run(resolve_backend(backend).server_info())
+    return info

@@ -1,0 +1,1 @@
+"""Where programs run: our servers and engines, OpenAI-compatible endpoints, Anthropic."""

@@ -1,0 +1,217 @@
+"""Programs on OpenAI-compatible endpoints: OpenAI's own, Azure's, and every server that speaks the same."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Any
+
+from trunkline.config.credentials import environment_key
+from trunkline.lang.backends.backend import Backend, Piece, Prompt
+from trunkline.lang.backends.native import dtype_regex
+from trunkline.lang.chat_template import ChatTemplate, get_chat_template_by_model_path
+from trunkline.lang.choices import ChoicesDecision, mean_logprob
+from trunkline.lang.http import HttpClient
+from trunkline.lang.ir import Sampling, Select
+from trunkline.types import RequestError
+
+# Fields that every endpoint has; the others are extensions, which are sent only where they ask for something.
+_FIELDS: Mapping[str, str] = {
+    "temperature": "temperature",
+    "top_p": "top_p",
+    "frequency_penalty": "frequency_penalty",
+    "presence_penalty": "presence_penalty",
+    "n": "n",
+}
+_EXTENSIONS: Mapping[str, tuple[str, Any]] = {
+    "min_new_tokens": ("min_tokens", None),
+    "stop_token_ids": ("stop_token_ids", None),
+    "stop_regex": ("stop_regex", None),
+    "top_k": ("top_k", -1),
+    "min_p": ("min_p", 0.0),
+    "ignore_eos": ("ignore_eos", False),
+    "regex": ("regex", None),
+}
+
+
+@dataclass
+class TokenUsage:
+    """Tokens that calls have cost so far."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+    def reset(self) -> None:
+        self.prompt_tokens = self.completion_tokens = 0
+
+
+class OpenAI(Backend):
+    """The model `model_name` of an OpenAI-compatible endpoint.
+
+    A chat model (any but gpt-3.5-turbo-instruct, unless `is_chat_model` says) gets the closed turns as
+    messages and generates a whole assistant turn; another one continues text. What `gen` asks for and an
+    endpoint doesn't know, it refuses. `is_azure` takes azure_endpoint, api_version and, if it isn't the
+    model's name, azure_deployment."""
+
+    takes_images = True
+
+    def __init__(
+        self,
+        model_name: str,
+        is_chat_model: bool | None = None,
+        chat_template: ChatTemplate | None = None,
+        is_azure: bool = False,
+        *,
+        api_key: str | None = None,
+        base_url: str | None = None,
+        verify: bool | str | None = None,
+        default_headers: Mapping[str, str] | None = None,
+        azure_endpoint: str | None = None,
+        azure_deployment: str | None = None,
+        api_version: str | None = None,
+    ) -> None:
+        """Raises RequestError without an API key: give one, or set OPENAI_API_KEY (AZURE_OPENAI_API_KEY)."""
+        variable = "AZURE_OPENAI_API_KEY" if is_azure else "OPENAI_API_KEY"
+        key = api_key or environment_key(variable)
+        if key is None:
+            raise RequestError(f"no API key: pass api_key, or set {variable}", code="no_api_key", status=401)
+        headers = {"api-key": key} if is_azure else {"Authorization": f"Bearer {key}"}
+        self._query = ""
+        if is_azure:
+            if not (azure_endpoint and api_version):
+                raise ValueError("is_azure needs azure_endpoint and api_version")
+            base_url = f"{azure_endpoint.rstrip('/')}/openai/deployments/{azure_deployment or model_name}"
+            self._query = f"?api-version={api_version}"
+        url = base_url or environment_key("OPENAI_BASE_URL") or "https://api.openai.com/v1"
+        self._http = HttpClient(url, {**headers, **(default_headers or {})}, verify)
+        self.model_name = model_name
+        self.is_chat_model = (
+            model_name != "gpt-3.5-turbo-instruct" if is_chat_model is None else is_chat_model
+        )
+        self._template = chat_template or get_chat_template_by_model_path(model_name)
+        self.token_usage = TokenUsage()
+        self._counting = threading.Lock()
+
+    def get_chat_template(self) -> ChatTemplate:
+        return self._template
+
+    async def generate(self, prompt: Prompt, sampling: Sampling, stream: bool) -> AsyncGenerator[Piece, None]:
+        path, body = self._request(prompt, sampling)
+        quote = '"' if "string" in _dtype(sampling) else ""
+        if stream and sampling.n == 1:
+            body |= {"stream": True, "stream_options": {"include_usage": True}}
+            meta: dict[str, Any] = {}
+            if quote:
+                yield quote, meta
+            async with aclosing(self._http.events(path + self._query, body)) as events:
+                async for event in events:
+                    self._count(event.get("usage"))
+                    for choice in event.get("choices") or ():
+                        if choice.get("finish_reason"):
+                            meta = {"finish_reason": {"type": choice["finish_reason"]}, "id": event.get("id")}
+                        yield _text(choice, "delta"), meta
+            if quote:
+                yield quote, meta
+            return
+        answer = await self._http.json("POST", path + self._query, body)
+        self._count(answer.get("usage"))
+        choices = sorted(answer["choices"], key=lambda choice: choice.get("index", 0))
+        texts = [quote + _text(choice, "message") + quote for choice in choices]
+        meta = {
+            "id": answer.get("id"),
+            "finish_reason": {"type": choices[0].get("finish_reason")},
+            **(answer.get("usage") or {}),
+        }
+        if choices[0].get("logprobs"):
+            meta["logprobs"] = choices[0]["logprobs"]
+        yield (texts if sampling.n != 1 else texts[0]), meta
+
+    def _request(self, prompt: Prompt, sampling: Sampling) -> tuple[str, dict[str, Any]]:
+        """Path and body of a call. Raises RequestError for what can't be said in this interface."""
+        body: dict[str, Any] = {"model": self.model_name, "max_tokens": sampling.max_new_tokens}
+        body |= {name: getattr(sampling, field) for field, name in _FIELDS.items()}
+        for field, (name, neutral) in _EXTENSIONS.items():
+            if getattr(sampling, field) not in (None, neutral):
+                body[name] = getattr(sampling, field)
+        if sampling.stops:
+            body["stop"] = list(sampling.stops)
+        if sampling.json_schema is not None:
+            schema = {"name": "schema", "schema": json.loads(sampling.json_schema), "strict": True}
+            body["response_format"] = {"type": "json_schema", "json_schema": schema}
+        text = prompt.text
+        if "string" in _dtype(sampling) and not self.is_chat_model:
+            text, body["stop"] = text + '"', ['"']  # the closing quote ends it; both are put back
+        elif sampling.dtype is not None:
+            body["regex"] = dtype_regex(sampling.dtype)
+        if not self.is_chat_model:
+            if prompt.images:
+                raise self.unsupported("images on a model that is no chat model")
+            if sampling.return_logprob:
+                body["logprobs"] = sampling.top_logprobs_num or 0
+            return "/completions", {**body, "prompt": text}
+        if sampling.return_logprob:
+            body |= {"logprobs": True, "top_logprobs": sampling.top_logprobs_num or 0}
+        return "/chat/completions", {**body, "messages": self._messages(prompt)}
+
+    def _messages(self, prompt: Prompt) -> list[dict[str, Any]]:
+        """Raises RequestError inside a turn: a chat model can't be made to continue one."""
+        if prompt.role is None and not prompt.messages:
+            return [{"role": "user", "content": prompt.text}]
+        if prompt.role != "assistant" or prompt.turn.strip():
+            raise RequestError(
+                "on a chat model, gen() must come first in an assistant's turn; with "
+                "@function(num_api_spec_tokens=...) a turn may mix text and gen()",
+                code="unsupported_field",
+                param="gen",
+            )
+        return prompt.messages
+
+    async def select(self, prompt: Prompt, select: Select) -> ChoicesDecision:
+        """Scores the choices by the log-probabilities of an echoed prompt, which not every endpoint gives."""
+        if self.is_chat_model:
+            raise self.unsupported("select() on a chat model, which gives no log-probabilities of given text")
+        if select.method.requires_unconditional_logprobs:
+            raise self.unsupported("choices methods that need unconditional log-probabilities")
+        body = {
+            "model": self.model_name,
+            "prompt": [prompt.text + choice for choice in select.choices],
+            "max_tokens": 0,
+            "temperature": 0.0,
+            "echo": True,
+            "logprobs": 0,
+        }
+        answer = await self._http.json("POST", "/completions" + self._query, body)
+        self._count(answer.get("usage"))
+        inputs: list[list[Any]] = []
+        for choice in sorted(answer["choices"], key=lambda choice: choice["index"]):
+            found = choice["logprobs"]
+            ends = zip(found["token_logprobs"], found["tokens"], found["text_offset"], strict=True)
+            own = [
+                [logprob, None, token] for logprob, token, at in ends if at + len(token) > len(prompt.text)
+            ]
+            inputs.append(own or [[None, None, ""]])
+        return select.method(
+            choices=select.choices,
+            normalized_prompt_logprobs=[mean_logprob(entries) for entries in inputs],
+            input_token_logprobs=inputs,
+            output_token_logprobs=[[] for _ in inputs],
+            unconditional_token_logprobs=None,
+        )
+
+    def _count(self, usage: Mapping[str, int] | None) -> None:
+        if usage:
+            with self._counting:
+                self.token_usage.prompt_tokens += usage.get("prompt_tokens", 0)
+                self.token_usage.completion_tokens += usage.get("completion_tokens", 0)
+
+
+def _dtype(sampling: Sampling) -> str:
+    return "string" if sampling.dtype in (str, "str", "string") else ""
+
+
+def _text(choice: Mapping[str, Any], part: str) -> str:
+    found = choice[part].get("content") if part in choice else choice.get("text")
+    return found or ""

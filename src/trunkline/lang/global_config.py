@@ -1,0 +1,58 @@
+"""What all programs of a process share: the default backend, the event loop that runs them, a few switches.
+
+The one process-wide object of Trunkline: `set_default_backend` is part of the language.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Scope:
+    """Where a program's body runs: what a nested call inherits."""
+
+    backend: Any
+    tracing: bool = False
+
+
+class GlobalConfig:
+    """Switches are plain attributes; assign to change them."""
+
+    def __init__(self) -> None:
+        self.verbosity = 0  # 2 prints the text of each program that ends
+        self.default_backend: Any = None
+        self.skip_special_tokens_in_output = True
+        self.spaces_between_special_tokens_in_out = True
+        self.enable_precache_with_tracing = True  # run_batch caches its rows' common prefix first
+        self.scope: ContextVar[Scope | None] = ContextVar("scope", default=None)
+        self._lock = threading.Lock()
+        self._loop: tuple[int, asyncio.AbstractEventLoop] | None = None
+
+    def loop(self) -> asyncio.AbstractEventLoop:
+        """The event loop of all states, in a daemon thread that starts with the first program."""
+        with self._lock:
+            if (
+                self._loop is None or self._loop[0] != os.getpid()
+            ):  # a forked child has no threads of its parent
+                loop = asyncio.new_event_loop()
+                threading.Thread(target=loop.run_forever, name="trunkline-programs", daemon=True).start()
+                self._loop = os.getpid(), loop
+            return self._loop[1]
+
+    def run(self, work: Any) -> Any:
+        """The result of a coroutine, run on the loop; called from any other thread."""
+        future = asyncio.run_coroutine_threadsafe(work, self.loop())
+        try:
+            return future.result()
+        except BaseException:  # such as KeyboardInterrupt here: the work must not go on there
+            future.cancel()
+            raise
+
+
+global_config = GlobalConfig()
