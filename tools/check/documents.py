@@ -12,14 +12,15 @@ from tools.check.source import Source, Violation, dotted_name
 LINK = re.compile(r"\]\((?!https?://|mailto:)([^)#\s]*)(#[^)\s]*)?\)")
 MAKE_TARGET = re.compile(r"(?:`|^|\s)make ([a-z][a-z-]+)(?=`|\s*$| [A-Z]+=)", re.MULTILINE)
 FLAG = re.compile(r"(?<![\w-])--[a-z][a-z0-9-]+")
-CODE_PATH = re.compile(r"`((?:src|tests|tools|docs|training|\.ci)/[\w./-]+)(?:::(\w+))?`")
+CODE_PATH = re.compile(r"`((?:src|tests|tools|docs|training|benchmarks|\.ci)/[\w./-]+)(?:::(\w+))?`")
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 OUR_COMMANDS = re.compile(r"trunkline|python -m |make ")
 
 
 def read_documents(root: Path) -> list[tuple[str, str]]:
     """Path and text of every Markdown page of the repository."""
-    pages = [*root.glob("*.md"), *(root / "docs").rglob("*.md"), *(root / "training").rglob("*.md")]
+    folders = ("docs", "training", "benchmarks")
+    pages = [*root.glob("*.md"), *(page for name in folders for page in (root / name).rglob("*.md"))]
     return [(page.relative_to(root).as_posix(), page.read_text()) for page in sorted(pages)]
 
 

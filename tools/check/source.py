@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-CODE_FOLDERS = ("src", "tools", "training", "tests")
+CODE_FOLDERS = ("src", "tools", "training", "benchmarks", "tests")
 SKIPPED_FOLDERS = frozenset({"__pycache__", "build", "dist"})
 
 
@@ -43,7 +43,7 @@ class Source:
 
     @property
     def folder(self) -> str:
-        """First part of the path: src, tools, training or tests."""
+        """First part of the path: src, tools, training, benchmarks or tests."""
         return self.path.split("/", 1)[0]
 
     @property

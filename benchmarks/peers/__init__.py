@@ -1,0 +1,1 @@
+"""Trunkline beside public CPU engines: the same checkpoint and token ids, interleaved runs, one table."""
