@@ -4,34 +4,78 @@
 
 #include <cstdint>
 
+#define INLINE static inline __attribute__((always_inline))  // one copy for each instruction set
+
 namespace trunkline {
 
+constexpr long LINE = 64;   // bytes
 constexpr long PANEL = 16;  // output columns that are packed side by side
 constexpr long SLAB = 4;    // panels that share a stream of memory; the last ones of a weight may be fewer
+
+// Weights as they are stored. int8: one scale for each output; int4: one for each output and group of inputs.
+enum class Store { float32, bfloat16, int8, int4 };
+
+struct Format {
+    Store store;
+    long group;  // inputs that share a scale, of int4: a multiple of 8
+};
+
+INLINE bool is_whole(const Format& f) { return f.store == Store::int8 || f.store == Store::int4; }
+// Inputs that a line (of 16 outputs) holds.
+INLINE long depth(const Format& f) {
+    return f.store == Store::float32 ? 1 : f.store == Store::bfloat16 ? 2 : f.store == Store::int8 ? 4 : 8;
+}
+INLINE long padded_k(long k, const Format& f) {
+    const long step = f.store == Store::int4 ? f.group : depth(f);
+    return (k + step - 1) / step * step;
+}
+INLINE long scale_groups(long k, const Format& f) { return f.store == Store::int4 ? padded_k(k, f) / f.group : 1; }
+// Of a panel: its lines, and its scales. int4: 16 of float16 after each group. int8: 16 of float32 at the end, and
+// 16 sums of weights, times 128, as int32.
+constexpr long MAX_WHOLE_K = 65536;  // 255 * 127 * k stays below 2^31
+constexpr long INT4_SCALES = PANEL * 2, INT8_SCALES = PANEL * 8;
+INLINE long panel_bytes(long k, const Format& f) {
+    const long lines = padded_k(k, f) / depth(f) * LINE;
+    return lines + (f.store == Store::int4   ? scale_groups(k, f) * INT4_SCALES
+                    : f.store == Store::int8 ? INT8_SCALES
+                                             : 0);
+}
+
+struct Top;
 
 struct LinearArgs {
     const void* x;  // [m, k] with rows `x_stride` apart
     long x_stride;
     bool x_bf16;
     const void* panels;  // slabs of panels, see memory.h
-    bool panels_bf16;
+    Format format;
     long m, n, k;          // n: columns of `out`
     const float* bias;     // in the order of the panels' columns, or null
     const void* residual;  // [m, n] as `out`, or null
     void* out;             // [m, n] dense
     bool out_bf16;
     bool gated;     // panels alternate between gate and up; out = silu(gate) * up
+    Top* top;       // not null: nothing is written to `out`, but to `top`: [threads, m]
     void* staging;  // room for `linear_staging_bytes`
     int threads;
 };
 
+// The largest result of a row, and whether all of them are finite numbers.
+struct Top {
+    float value;
+    int32_t index;  // the first of equals; -1: none seen
+    bool finite;
+};
+
 // Panels of a product with n output columns; a gated one has two of each.
-inline long num_panels(long n, bool gated) { return (n + PANEL - 1) / PANEL * (gated ? 2 : 1); }
-// bfloat16 weights are packed in pairs along k.
-inline long padded_k(long k, bool bf16) { return bf16 ? k + k % 2 : k; }
-inline long linear_staging_bytes(long m, long k) { return m * (k + 1) * 4 + 64; }
+INLINE long num_panels(long n, bool gated) { return (n + PANEL - 1) / PANEL * (gated ? 2 : 1); }
+INLINE long packed_bytes(long n, long k, bool gated, const Format& f) { return num_panels(n, gated) * panel_bytes(k, f); }
+// Activations as the kernels read them; with whole numbers a scale and a sum for each row and group.
+INLINE long linear_staging_bytes(long m, long k, const Format& f) {
+    return m * padded_k(k, f) * 4 + 64 + (is_whole(f) ? m * scale_groups(k, f) * 8 : 0);
+}
 // Panels in the slab of panel p, of `panels`.
-inline long slab_width(long p, long panels) { return panels - p / SLAB * SLAB < SLAB ? panels - p / SLAB * SLAB : SLAB; }
+INLINE long slab_width(long p, long panels) { return panels - p / SLAB * SLAB < SLAB ? panels - p / SLAB * SLAB : SLAB; }
 
 struct NormArgs {
     const void* x;  // [tokens, heads, dim], tokens `x_stride` apart
@@ -67,8 +111,31 @@ struct AttentionArgs {
     char* (*grow)(long bytes);
 };
 
+// Weights to whole numbers: panel `panel` of a slab of `width`, from 16 rows (null: zeros) of k inputs.
+struct QuantizeArgs {
+    const void* const* rows;
+    bool bf16;
+    long k;
+    Format format;
+    char* slab;
+    long panel, width;
+};
+
+// Rows `ids` of packed whole numbers of n outputs (not gated) and k inputs into out [count, k].
+struct DequantizeArgs {
+    const void* panels;
+    Format format;
+    long n, k;
+    const int64_t* ids;
+    long count;
+    void* out;
+    bool out_bf16;
+};
+
 struct Operations {
     const char* name;
+    bool (*quantize)(const QuantizeArgs&);  // false: a weight is not finite, or too large
+    void (*dequantize)(const DequantizeArgs&);
     void (*linear)(const LinearArgs&);
     void (*rms_norm)(const NormArgs&);
     void (*rotate)(const NormArgs&);

@@ -68,8 +68,9 @@ void expect(bool holds, const char* what, long a, long b, long c) {
     failures++;
 }
 
-bool close(const Numbers& found, const std::vector<double>& wanted) {
-    double error = 0, norm = 0.01 * double(wanted.size());  // a single result may happen to be near zero
+// `typical`: the size of a result, since a single one may happen to be near zero.
+bool close(const Numbers& found, const std::vector<double>& wanted, double typical = 1) {
+    double error = 0, norm = 0.01 * typical * typical * double(wanted.size());
     for (size_t i = 0; i < wanted.size(); i++) {
         error += (found[i] - wanted[i]) * (found[i] - wanted[i]);
         norm += wanted[i] * wanted[i];
@@ -82,13 +83,14 @@ double silu(double x) { return x / (1 + std::exp(-x)); }
 void check_linear(long m, long n, long k, bool x_bf16, bool w_bf16, bool gated, int threads) {
     Numbers x(m * k, x_bf16), first(n * k, w_bf16), second(n * k, w_bf16), residual(m * n, x_bf16), out(m * n, x_bf16, true);
     long columns = num_panels(n, gated) * PANEL;
-    Numbers panels(columns * padded_k(k, w_bf16), w_bf16, true), bias(columns, false);
+    const Format format{w_bf16 ? Store::bfloat16 : Store::float32, 0};
+    Numbers panels(columns * padded_k(k, format), w_bf16, true), bias(columns, false);
     PackPart parts[2] = {{first.data.get(), n, k}, {second.data.get(), n, k}};
-    pack({parts, gated ? 2 : 1, k, w_bf16, gated, panels.data.get(), threads});
-    std::unique_ptr<char[]> staging(new char[linear_staging_bytes(m, k)]);
+    pack({parts, gated ? 2 : 1, k, w_bf16, format, gated, panels.data.get(), threads});
+    std::unique_ptr<char[]> staging(new char[linear_staging_bytes(m, k, format)]);
     LinearArgs a{};
     a.x = x.data.get(), a.x_stride = k, a.x_bf16 = x_bf16;
-    a.panels = panels.data.get(), a.panels_bf16 = w_bf16;
+    a.panels = panels.data.get(), a.format = format;
     a.m = m, a.n = n, a.k = k;
     a.bias = reinterpret_cast<float*>(bias.data.get());
     a.residual = gated ? nullptr : residual.data.get();
@@ -108,7 +110,41 @@ void check_linear(long m, long n, long k, bool x_bf16, bool w_bf16, bool gated, 
             if (gated) right += bias[(panel + 1) * PANEL + c % PANEL];
             wanted[r * n + c] = gated ? silu(left) * right : left + residual[r * n + c];
         }
-    expect(close(out, wanted), gated ? "gated linear" : "linear", m, n, k);
+    expect(close(out, wanted, gated ? double(k) : std::sqrt(double(k))), gated ? "gated linear" : "linear", m, n, k);
+}
+
+// Whole numbers: close to the product of the weights as they are read back, and `top` its arg-max.
+void check_whole(long m, long n, long k, Format format, bool bf16, int threads) {
+    Numbers x(m * k, bf16), weight(n * k, bf16), out(m * n, false, true), rounded(n * k, false, true);
+    std::unique_ptr<char[]> panels(new char[packed_bytes(n, k, false, format)]);
+    std::unique_ptr<char[]> staging(new char[linear_staging_bytes(m, k, format)]);
+    PackPart part{weight.data.get(), n, k};
+    expect(pack({&part, 1, k, bf16, format, false, panels.get(), threads}), "pack", n, k, format.group);
+    std::vector<int64_t> ids(n);
+    for (long i = 0; i < n; i++) ids[i] = i;
+    in_use().dequantize({panels.get(), format, n, k, ids.data(), n, rounded.data.get(), false});
+    LinearArgs a{};
+    a.x = x.data.get(), a.x_stride = k, a.x_bf16 = bf16, a.panels = panels.get(), a.format = format;
+    a.m = m, a.n = n, a.k = k, a.out = out.data.get(), a.staging = staging.get(), a.threads = threads;
+    in_use().linear(a);
+    double error = 0, norm = 0;
+    for (long r = 0; r < m; r++)
+        for (long c = 0; c < n; c++) {
+            double wanted = 0;
+            for (long i = 0; i < k; i++) wanted += x[r * k + i] * rounded[c * k + i];
+            error += (out[r * n + c] - wanted) * (out[r * n + c] - wanted);
+            norm += wanted * wanted;
+        }
+    expect(std::sqrt(error / norm) < 0.03, "whole numbers", m, n, k);  // the activations are rounded too
+    std::vector<Top> top(m * threads);
+    a.out = nullptr, a.top = top.data();
+    in_use().linear(a);
+    for (long r = 0; r < m; r++) {
+        long best = 0;
+        for (long c = 1; c < n; c++)
+            if (out[r * n + c] > out[r * n + best]) best = c;
+        expect(top[r].finite && top[r].index == best, "top", r, top[r].index, best);
+    }
 }
 
 void check_rows(long tokens, long heads, long dim, bool bf16, int threads) {
@@ -183,12 +219,13 @@ void check_attention(long q_len, long length, long heads, long kv_heads, long di
 }
 
 void check_memory(long rows, long k, bool bf16, int threads) {
-    Numbers weight(rows * k, bf16), panels(num_panels(rows, false) * PANEL * padded_k(k, bf16), bf16, true),
+    const Format format{bf16 ? Store::bfloat16 : Store::float32, 0};
+    Numbers weight(rows * k, bf16), panels(num_panels(rows, false) * PANEL * padded_k(k, format), bf16, true),
         out(3 * k, bf16, true), plain(3 * k, bf16, true), pool(rows * k, bf16, true);
     PackPart part{weight.data.get(), rows, k};
-    pack({&part, 1, k, bf16, false, panels.data.get(), threads});
+    pack({&part, 1, k, bf16, format, false, panels.data.get(), threads});
     int64_t ids[3] = {rows - 1, 0, rows / 2};
-    unpack_rows(panels.data.get(), bf16, rows, k, ids, 3, out.data.get(), threads);
+    unpack_rows(panels.data.get(), format, rows, k, ids, 3, out.data.get(), threads);
     long bytes = k * long(weight.size());
     gather_rows(weight.data.get(), bytes, ids, 3, plain.data.get(), threads);
     expect(!std::memcmp(out.data.get(), plain.data.get(), 3 * bytes), "unpack_rows", rows, k, bf16);
@@ -210,6 +247,11 @@ void check_all(int threads) {
                         check_linear(m, n, k, bf16, bf16, gated, threads);
                         if (bf16) check_linear(m, n, k, false, true, gated, threads);
                     }
+        for (long m : {1, 7, 97})
+            for (long n : {5, 90})
+                for (long k : {6, 300})
+                    for (Format format : {Format{Store::int8, 0}, Format{Store::int4, 32}, Format{Store::int4, 128}})
+                        check_whole(m, n, k, format, bf16, threads);
         for (long dim : {1, 2, 10, 64, 80, 129}) check_rows(5, 3, dim, bf16, threads);
         for (long dim : {1, 10, 64, 80})
             for (long window : {0, 1, 50, 200}) {

@@ -20,7 +20,7 @@ long available(const Operations** to) {
     bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
     bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                   __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
-    if (avx512 && __builtin_cpu_supports("avx512bf16")) to[count++] = &avx512bf16::operations;
+    if (avx512 && __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vnni")) to[count++] = &avx512bf16::operations;
     if (avx512) to[count++] = &avx512::operations;
     if (avx2) to[count++] = &avx2::operations;
 #endif

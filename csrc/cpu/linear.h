@@ -4,7 +4,7 @@
 // slabs and rows, never k.
 #pragma once
 
-#include "micro.h"
+#include "quantized.h"
 
 #include <omp.h>
 
@@ -41,44 +41,93 @@ INLINE void finish(const LinearArgs& args, long row, long column, long panel, co
         for (long i = 0; i < columns; i++) store_one(out + i, residual ? values[i] + widen(residual[i]) : values[i]);
 }
 
-// Rows [row, row + rows), staged at x, times one slab.
-template <class Kind>
-static void region(const LinearArgs& args, const typename Kind::X* x, long row, long rows, long slab) {
-    float c[ROW_BLOCK * SLAB * PANEL];
-    const long k = padded_k(args.k, args.panels_bf16), first = slab * SLAB, unit = args.gated ? 2 : 1;
-    const long left = num_panels(args.n, args.gated) - first, width = left < SLAB ? left : SLAB;
-    multiply<Kind>(rows, x, (const typename Kind::Weight*)args.panels + first * k * PANEL, width, k, c, width * PANEL);
-    for (long r = 0; r < rows; r++)
-        for (long p = 0; p < width; p += unit) {
-            const float* sums = c + (r * width + p) * PANEL;
-            if (args.out_bf16)
-                finish<uint16_t>(args, row + r, (first + p) / unit * PANEL, first + p, sums);
-            else
-                finish<float>(args, row + r, (first + p) / unit * PANEL, first + p, sums);
+// Join the columns from `column` on of a row's sums, `count` of them, with what is best so far.
+INLINE void keep_top(Top& top, const float* c, long column, long count) {
+    VF most = splat(-__builtin_inff()), zeros = {};
+    for (long i = 0; i < count; i += W) {
+        VF v = load_some(c + i, count - i);
+        zeros += v * 0.0f;  // NaN for what is not finite
+        if (count - i >= W) most = larger(most, v);
+    }
+    float best = largest(most);
+    for (long i = count / W * W; i < count; i++) best = c[i] > best ? c[i] : best;
+    top.finite = top.finite && sum(zeros) == 0;
+    if (top.index >= 0 && !(best > top.value)) return;
+    for (long i = 0; i < count; i++)
+        if (c[i] == best) {
+            top.value = best, top.index = int32_t(column + i);
+            return;
         }
 }
+
+// A thread's share of a product: x as `stage` leaves it.
+template <class Kind>
+struct Share {
+    const LinearArgs& args;
+    const typename Kind::X* x;
+    const float* scales;  // of whole numbers, as `sums`
+    const int32_t* sums;
+    Top* top;  // [m] of this thread
+
+    // Rows [row, row + rows) times one slab.
+    void region(long row, long rows, long slab) const {
+        float c[ROW_BLOCK * SLAB * PANEL];
+        const long k = padded_k(args.k, args.format), groups = scale_groups(args.k, args.format);
+        const long first = slab * SLAB, width = slab_width(first, num_panels(args.n, args.gated));
+        const char* w = (const char*)args.panels + first * panel_bytes(args.k, args.format);
+        if (args.format.store == Store::int4) {
+            multiply_int4(rows, (const uint8_t*)(x + row * k), w, width, k, args.format.group, scales + row * groups,
+                          sums + row * groups, c, width * PANEL);
+        } else {
+            multiply<Kind>(rows, x + row * k, w, width, k / Kind::DEPTH, c, width * PANEL);
+            if (args.format.store == Store::int8) scale_sums(rows, w, width, k / Kind::DEPTH, scales + row, c);
+        }
+        const long unit = args.gated ? 2 : 1, column = first / unit * PANEL;
+        for (long r = 0; r < rows; r++) {
+            const float* of_row = c + r * width * PANEL;
+            if (top) {
+                keep_top(top[row + r], of_row, column, args.n - column < width * PANEL ? args.n - column : width * PANEL);
+                continue;
+            }
+            for (long p = 0; p < width; p += unit)
+                if (args.out_bf16)
+                    finish<uint16_t>(args, row + r, column + p / unit * PANEL, first + p, of_row + p * PANEL);
+                else
+                    finish<float>(args, row + r, column + p / unit * PANEL, first + p, of_row + p * PANEL);
+        }
+    }
+};
 
 template <class Kind, class Given>
 static void product(const LinearArgs& args) {
     typedef typename Kind::X X;
-    const long k = padded_k(args.k, args.panels_bf16), m = args.m;
-    const bool in_place = m == 1 && sizeof(X) == sizeof(Given) && k == args.k;
+    const long k = padded_k(args.k, args.format), m = args.m;
+    const bool whole = is_whole(args.format);
+    const bool in_place = m == 1 && !whole && sizeof(X) == sizeof(Given) && k == args.k;
     const bool stage_alone = !in_place && m * k < SERIAL_WORK;
     const Given* given = (const Given*)args.x;
     X* staged = (X*)args.staging;
-    const X* x = in_place ? (const X*)args.x : staged;
+    float* scales = (float*)((char*)args.staging + m * k * 4);
+    int32_t* sums = (int32_t*)(scales + m * scale_groups(args.k, args.format));
     const long blocks = (m + ROW_BLOCK - 1) / ROW_BLOCK;  // of nearly the same number of rows
     auto begin_of = [&](long block) { return m * block / blocks; };
     auto stage_share = [&](long part, long parts) {
         for (long block = 0; block < blocks; block++) {
             const long row = begin_of(block), rows = begin_of(block + 1) - row, groups = num_groups(rows);
+            const long at = row * scale_groups(args.k, args.format);
             for (long g = groups * part / parts; g < groups * (part + 1) / parts; g++)
-                stage<Kind>(rows, g, given + row * args.x_stride, args.x_stride, staged + row * k, args.k, k);
+                if constexpr (Kind::UNIT == 4)
+                    stage_whole(rows, g, given + row * args.x_stride, args.x_stride, staged + row * k, args.k,
+                                args.format, scales + at, sums + at);
+                else
+                    stage<Kind>(rows, g, given + row * args.x_stride, args.x_stride, staged + row * k, args.k, k);
         }
     };
     const long slabs = (num_panels(args.n, args.gated) + SLAB - 1) / SLAB, total = blocks * slabs;
     const int threads = m * args.n * k < SERIAL_WORK ? 1 : args.threads;
     if (stage_alone) stage_share(0, 1);
+    if (args.top)
+        for (long i = 0; i < args.threads * m; i++) args.top[i] = {0, -1, true};
 #pragma omp parallel num_threads(threads) if (threads > 1)
     {
         const long team = omp_get_num_threads(), me = omp_get_thread_num();
@@ -86,16 +135,29 @@ static void product(const LinearArgs& args) {
             stage_share(me, team);
 #pragma omp barrier
         }
+        const Share<Kind> share{args, in_place ? (const X*)args.x : staged, scales, sums,
+                                args.top ? args.top + me * m : nullptr};
         for (long u = total * me / team; u < total * (me + 1) / team; u++) {
             const long row = begin_of(u / slabs);
-            region<Kind>(args, x + row * k, row, begin_of(u / slabs + 1) - row, u % slabs);
+            share.region(row, begin_of(u / slabs + 1) - row, u % slabs);
         }
     }
+    if (args.top)  // threads took columns in order, so equals keep the first
+        for (long t = 1; t < args.threads; t++)
+            for (long r = 0; r < m; r++) {
+                const Top& other = args.top[t * m + r];
+                Top& best = args.top[r];
+                const bool finite = best.finite && other.finite;
+                if (other.index >= 0 && (best.index < 0 || other.value > best.value)) best = other;
+                best.finite = finite;
+            }
 }
 
 static void linear(const LinearArgs& args) {
     if (args.m == 0) return;
-    if (!args.panels_bf16)
+    if (is_whole(args.format))
+        args.x_bf16 ? product<Bytes, uint16_t>(args) : product<Bytes, float>(args);
+    else if (args.format.store == Store::float32)
         args.x_bf16 ? product<Float32, uint16_t>(args) : product<Float32, float>(args);
     else if (!args.x_bf16)
         product<Widened, float>(args);

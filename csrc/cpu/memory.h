@@ -1,6 +1,8 @@
 // Operations that only move numbers, the same on every instruction set.
 #pragma once
 
+#include "args.h"
+
 #include <cstdint>
 
 namespace trunkline {
@@ -15,17 +17,20 @@ struct PackArgs {
     const PackPart* parts;
     long num_parts;
     long k;
-    bool bf16;   // weights, and so panels
+    bool bf16;  // the weights given
+    Format format;
     bool gated;  // parts are (gate, up), whose panels alternate
     void* panels;
     int threads;
 };
-// The slabs of `linear`: for each 64 outputs [k][panel][16] float32 or [k / 2][panel][16][2] bfloat16, zeros at the
-// edges. A slab has SLAB panels of 16 outputs; the last one only as many as there are.
-void pack(const PackArgs& args);
+// The slabs of `linear`: for each 64 outputs lines of [panel][16 outputs][inputs of a line], zeros at the edges. A
+// slab has SLAB panels of 16 outputs; the last one only as many as there are. float32 and bfloat16 are copied, for
+// int8 and int4 see quantized.h. Returns whether all weights that had to be rounded were finite.
+bool pack(const PackArgs& args);
 
-// Rows `ids` of a packed weight of n outputs and k inputs (not gated) into out [count, k].
-void unpack_rows(const void* panels, bool bf16, long n, long k, const int64_t* ids, long count, void* out, int threads);
+// Rows `ids` of packed float32 or bfloat16 of n outputs and k inputs (not gated) into out [count, k].
+void unpack_rows(const void* panels, const Format& format, long n, long k, const int64_t* ids, long count, void* out,
+                 int threads);
 
 // Rows of `row_bytes` each: out[i] = table[ids[i]].
 void gather_rows(const void* table, long row_bytes, const int64_t* ids, long count, void* out, int threads);
@@ -35,7 +40,6 @@ void scatter_rows(void* pool, long row_bytes, const int64_t* slots, long count, 
                   int threads);
 
 // Instruction sets of the build that this machine runs, best first; and the one in use.
-struct Operations;
 long available(const Operations** to);  // room for 4
 const Operations& in_use();
 bool use(const char* name);  // false: not available

@@ -1,9 +1,9 @@
 // Products of activations with packed panels: the inner loops of `linear` and of attention.
 //
 // Weights lie in panels of 16 columns, and up to SLAB panels side by side in a slab, so that a thread reads one
-// stream of memory: [k / UNIT][panel of the slab][16][UNIT]. A micro kernel holds the sums of MR rows x NP panels
-// in registers and runs along k. What shares a call only decides which sums are held at once, never the order
-// within one: every sum runs over k from 0 upwards, for one row as for a thousand.
+// stream of memory: lines of 64 bytes, [k / DEPTH][panel of the slab][16][DEPTH]. A micro kernel holds the sums of
+// MR rows x NP panels in registers and runs along k. What shares a call only decides which sums are held at once,
+// never the order within one: every sum runs over k from 0 upwards, for one row as for a thousand.
 #pragma once
 
 #include "args.h"
@@ -23,14 +23,14 @@ constexpr int panels_for(int rows) {
     return fit >= 4 ? 4 : fit >= 2 ? 2 : 1;
 }
 constexpr int BLOCK_PANELS = panels_for(MAX_ROWS);
-constexpr long K_BLOCK = BLOCK_PANELS >= 4 ? 128 : 256;  // inputs of a slab that stay in the first cache
+constexpr long STRETCH = BLOCK_PANELS >= 4 ? 64 : 128;  // lines of a slab that stay in the first cache
 
 // Cache lines to fetch while a micro kernel runs: so many at each step along k.
 struct Ahead {
     const char* at;
     long lines;
 
-    INLINE_MEMBER void step() {
+    inline __attribute__((always_inline)) void step() {
         for (long i = 0; i < lines; i++) __builtin_prefetch(at + 64 * i, 0, 3);
         at += 64 * lines;
     }
@@ -42,22 +42,44 @@ INLINE long place(long r, long k) {
     return (k / UNIT * MR + r) * UNIT + k % UNIT;
 }
 
-// How weights and activations meet. `UNIT`: inputs that are taken at once.
-struct Float32 {  // [k][panel][16]
-    static constexpr int UNIT = 1;
+// How weights and activations meet. DEPTH: inputs of a line; UNIT: inputs of a row that lie side by side.
+struct Float32 {
+    static constexpr int DEPTH = 1, UNIT = 1;
     static constexpr bool NARROW = false;
     typedef float X;
-    typedef float Weight;
+    typedef VF Sum;
     template <int MR, int NP>
-    INLINE void run(VF (&acc)[MR][NP * NV], const X* x, const Weight* w, long width, long k0, long k1, Ahead ahead) {
-        for (long k = k0; k < k1; k++) {
-            ahead.step();
+    INLINE void step(VF (&acc)[MR][NP * NV], const X* x, const char* w) {
+        VF b[NP * NV];
+#pragma GCC unroll 8
+        for (int i = 0; i < NP * NV; i++) b[i] = load_as<VF>(w + i * W * 4);
+#pragma GCC unroll 8
+        for (int r = 0; r < MR; r++) {
+            VF a = splat(x[r]);
+#pragma GCC unroll 8
+            for (int i = 0; i < NP * NV; i++) acc[r][i] = fma(a, b[i], acc[r][i]);
+        }
+    }
+};
+
+struct Widened {  // bfloat16 weights, widened as they are read
+    static constexpr int DEPTH = 2, UNIT = 1;
+    static constexpr bool NARROW = true;
+    typedef float X;
+    typedef VF Sum;
+    template <int MR, int NP>
+    INLINE void step(VF (&acc)[MR][NP * NV], const X* x, const char* w) {
+#pragma GCC unroll 2
+        for (int odd = 0; odd < 2; odd++) {
             VF b[NP * NV];
 #pragma GCC unroll 8
-            for (int i = 0; i < NP * NV; i++) b[i] = load(w + k * width * PANEL + i * W);
+            for (int i = 0; i < NP * NV; i++) {
+                VU pairs = load_as<VU>(w + i * W * 4);
+                b[i] = (VF)(odd ? pairs & 0xffff0000u : pairs << 16);
+            }
 #pragma GCC unroll 8
             for (int r = 0; r < MR; r++) {
-                VF a = splat(x[place<MR, UNIT>(r, k)]);
+                VF a = splat(x[odd * MR + r]);
 #pragma GCC unroll 8
                 for (int i = 0; i < NP * NV; i++) acc[r][i] = fma(a, b[i], acc[r][i]);
             }
@@ -65,54 +87,22 @@ struct Float32 {  // [k][panel][16]
     }
 };
 
-struct Widened {  // [k / 2][panel][16][2] of bfloat16, widened as it is read
-    static constexpr int UNIT = 1;
-    static constexpr bool NARROW = true;
-    typedef float X;
-    typedef uint16_t Weight;
-    template <int MR, int NP>
-    INLINE void run(VF (&acc)[MR][NP * NV], const X* x, const Weight* w, long width, long k0, long k1, Ahead ahead) {
-        for (long k = k0; k < k1; k += 2) {
-            ahead.step();
-#pragma GCC unroll 2
-            for (int odd = 0; odd < 2; odd++) {
-                VF b[NP * NV];
-#pragma GCC unroll 8
-                for (int i = 0; i < NP * NV; i++) {
-                    VU pairs = load_as<VU>(w + k * width * PANEL + i * W * 2);
-                    b[i] = (VF)(odd ? pairs & 0xffff0000u : pairs << 16);
-                }
-#pragma GCC unroll 8
-                for (int r = 0; r < MR; r++) {
-                    VF a = splat(x[place<MR, UNIT>(r, k + odd)]);
-#pragma GCC unroll 8
-                    for (int i = 0; i < NP * NV; i++) acc[r][i] = fma(a, b[i], acc[r][i]);
-                }
-            }
-        }
-    }
-};
-
 #if defined(__AVX512BF16__)
-struct Pairs {  // the same panels, multiplied by bfloat16 activations in one instruction
-    static constexpr int UNIT = 2;
+struct Pairs {  // the same weights, multiplied by bfloat16 activations in one instruction
+    static constexpr int DEPTH = 2, UNIT = 2;
     static constexpr bool NARROW = false;
     typedef uint16_t X;
-    typedef uint16_t Weight;
+    typedef VF Sum;
     template <int MR, int NP>
-    INLINE void run(VF (&acc)[MR][NP * NV], const X* x, const Weight* w, long width, long k0, long k1, Ahead ahead) {
-        for (long k = k0; k < k1; k += 2) {
-            ahead.step();
-            __m512bh b[NP * NV];
+    INLINE void step(VF (&acc)[MR][NP * NV], const X* x, const char* w) {
+        __m512bh b[NP];
 #pragma GCC unroll 8
-            for (int i = 0; i < NP * NV; i++) b[i] = load_as<__m512bh>(w + k * width * PANEL + i * W * 2);
+        for (int i = 0; i < NP; i++) b[i] = load_as<__m512bh>(w + i * LINE);
 #pragma GCC unroll 8
-            for (int r = 0; r < MR; r++) {
-                __m512bh a = (__m512bh)_mm512_set1_epi32(load_as<int>(x + place<MR, UNIT>(r, k)));
+        for (int r = 0; r < MR; r++) {
+            __m512bh a = (__m512bh)_mm512_set1_epi32(load_as<int>(x + 2 * r));
 #pragma GCC unroll 8
-                for (int i = 0; i < NP * NV; i++)
-                    acc[r][i] = (VF)_mm512_dpbf16_ps((__m512)acc[r][i], a, b[i]);
-            }
+            for (int i = 0; i < NP; i++) acc[r][i] = (VF)_mm512_dpbf16_ps((__m512)acc[r][i], a, b[i]);
         }
     }
 };
@@ -120,80 +110,103 @@ struct Pairs {  // the same panels, multiplied by bfloat16 activations in one in
 typedef Widened Pairs;
 #endif
 
-// Sums of MR rows x NP panels over [k0, k1), continued from `c` if `resume`.
+struct Bytes {  // int8 weights, activations 128 higher than they are; sums are exact
+    static constexpr int DEPTH = 4, UNIT = 4;
+    static constexpr bool NARROW = false;
+    typedef uint8_t X;
+    typedef VI Sum;
+    template <int MR, int NP>
+    INLINE void step(VI (&acc)[MR][NP * NV], const X* x, const char* w) {
+        VI b[NP * NV];
+#pragma GCC unroll 8
+        for (int i = 0; i < NP * NV; i++) b[i] = load_as<VI>(w + i * W * 4);
+#pragma GCC unroll 8
+        for (int r = 0; r < MR; r++) {
+            VI a = splat_int(load_as<int32_t>(x + 4 * r));
+#pragma GCC unroll 8
+            for (int i = 0; i < NP * NV; i++) acc[r][i] = dot4(acc[r][i], a, b[i]);
+        }
+    }
+};
+
+// Sums of MR rows x NP panels over `lines` lines of a slab, continued from `c` if `resume`. x: see `place`.
 template <class Kind, int MR, int NP>
-static void micro(const typename Kind::X* x, const typename Kind::Weight* w, long width, long k0, long k1,
-                  bool resume, float* c, long ldc, Ahead ahead) {
-    VF acc[MR][NP * NV];
+static void micro(const typename Kind::X* x, const char* w, long width, long lines, bool resume, float* c, long ldc,
+                  Ahead ahead) {
+    typedef typename Kind::Sum Sum;
+    Sum acc[MR][NP * NV];
 #pragma GCC unroll 8
     for (int r = 0; r < MR; r++)
 #pragma GCC unroll 8
-        for (int i = 0; i < NP * NV; i++) acc[r][i] = resume ? load(c + r * ldc + i * W) : VF{};
-    Kind::template run<MR, NP>(acc, x, w, width, k0, k1, ahead);
+        for (int i = 0; i < NP * NV; i++) acc[r][i] = resume ? load_as<Sum>(c + r * ldc + i * W) : Sum{};
+    for (long l = 0; l < lines; l++, x += MR * Kind::DEPTH, w += width * LINE) {
+        ahead.step();
+        Kind::template step<MR, NP>(acc, x, w);
+    }
 #pragma GCC unroll 8
     for (int r = 0; r < MR; r++)
 #pragma GCC unroll 8
-        for (int i = 0; i < NP * NV; i++) store(c + r * ldc + i * W, acc[r][i]);
+        for (int i = 0; i < NP * NV; i++) __builtin_memcpy(c + r * ldc + i * W, &acc[r][i], sizeof(Sum));
 }
 
 // One group of rows x a slab: as many panels at once as the registers hold.
 template <class Kind, int MR = MAX_ROWS>
-static void group(long rows, const typename Kind::X* x, const typename Kind::Weight* w, long width, long k0, long k1,
-                  bool resume, float* c, long ldc, Ahead ahead) {
+static void group(long rows, const typename Kind::X* x, const char* w, long width, long lines, bool resume, float* c,
+                  long ldc, Ahead ahead) {
     if (rows < MR) {
-        if constexpr (MR > 1) group<Kind, MR - 1>(rows, x, w, width, k0, k1, resume, c, ldc, ahead);
+        if constexpr (MR > 1) group<Kind, MR - 1>(rows, x, w, width, lines, resume, c, ldc, ahead);
         return;
     }
     constexpr int NP = panels_for(MR);
-    constexpr long PAIR = sizeof(typename Kind::Weight) == 2 ? 2 : 1;
     long p = 0;
     for (; p + NP <= width; p += NP, ahead.lines = 0)
-        micro<Kind, MR, NP>(x, w + p * PANEL * PAIR, width, k0, k1, resume, c + p * PANEL, ldc, ahead);
+        micro<Kind, MR, NP>(x, w + p * LINE, width, lines, resume, c + p * PANEL, ldc, ahead);
     for (; p < width; p++, ahead.lines = 0)
-        micro<Kind, MR, 1>(x, w + p * PANEL * PAIR, width, k0, k1, resume, c + p * PANEL, ldc, ahead);
+        micro<Kind, MR, 1>(x, w + p * LINE, width, lines, resume, c + p * PANEL, ldc, ahead);
 }
 
 // Rows go through the micro kernels in groups of nearly the same size. Group g of m rows begins here:
 INLINE long num_groups(long m) { return (m + MAX_ROWS - 1) / MAX_ROWS; }
 INLINE long group_begin(long m, long g) { return m * g / num_groups(m); }
 
-// Panels [from, from + some) of a bfloat16 slab over [k0, k1) as a float32 slab.
-INLINE void widen_panels(const uint16_t* w, long width, long from, long some, long k0, long k1, float* to) {
-    for (long k = k0; k < k1; k += 2, to += 2 * some * PANEL)
+// `lines` lines of panels [from, from + some) of a bfloat16 slab as twice as many of float32.
+INLINE void widen_panels(const char* w, long width, long from, long some, long lines, float* to) {
+    for (long l = 0; l < lines; l++, w += width * LINE, to += 2 * some * PANEL)
         for (long i = 0; i < some * NV; i++) {
-            VU pairs = load_as<VU>(w + (k * width + from * 2) * PANEL + i * W * 2);
+            VU pairs = load_as<VU>(w + from * LINE + i * W * 4);
             store(to + i * W, (VF)(pairs << 16));
             store(to + some * PANEL + i * W, (VF)(pairs & 0xffff0000u));
         }
 }
 
-// c [rows, width * 16] (rows `ldc` apart) = x (as `stage` leaves it) times one slab. A few rows stream the slab
-// once, as it is. Many take turns on a stretch of it that stays in the first cache, widened for all of them where
-// it must be, while the next stretch is fetched.
+// c [rows, width * 16] (rows `ldc` apart) = x (as `stage` leaves it) times one slab of `lines` lines. A few rows
+// stream the slab once, as it is. Many take turns on a stretch of it that stays in the first cache, widened for
+// all of them where it must be, while the next stretch is fetched.
 template <class Kind>
-static void multiply(long rows, const typename Kind::X* x, const typename Kind::Weight* w, long width, long k,
-                     float* c, long ldc) {
-    constexpr long UNIT = sizeof(typename Kind::Weight) == 2 ? 2 : 1;  // of the slab
+static void multiply(long rows, const typename Kind::X* x, const char* w, long width, long lines, float* c, long ldc) {
     if (rows <= (Kind::NARROW ? DIRECT_ROWS : MAX_ROWS))
-        return group<Kind>(rows, x, w, width, 0, k, false, c, ldc, {(const char*)w + STREAM_AHEAD, width});
-    const long groups = num_groups(rows);
-    for (long k0 = 0; k0 < k; k0 += K_BLOCK) {
-        const long k1 = k0 + K_BLOCK < k ? k0 + K_BLOCK : k;
-        const char* next = (const char*)(w + k1 * width * PANEL);
-        const long bytes = 64 * ((k1 - k0) / UNIT);
-        for (long p = 0; p < width; p += Kind::NARROW ? BLOCK_PANELS : width) {
-            long some = !Kind::NARROW ? width : width - p < BLOCK_PANELS ? width - p : BLOCK_PANELS;
-            float wide[Kind::NARROW ? K_BLOCK * PANEL * BLOCK_PANELS : 1];
-            if constexpr (Kind::NARROW) widen_panels(w, width, p, some, k0, k1, wide);
+        return group<Kind>(rows, x, w, width, lines, false, c, ldc, {w + STREAM_AHEAD, width});
+    const long groups = num_groups(rows), k = lines * Kind::DEPTH;
+    for (long l = 0; l < lines; l += STRETCH) {
+        const long some = lines - l < STRETCH ? lines - l : STRETCH;
+        const char* at = w + l * width * LINE;
+        if constexpr (Kind::NARROW) {
+            float wide[2 * STRETCH * PANEL * BLOCK_PANELS];
+            for (long p = 0; p < width; p += BLOCK_PANELS) {
+                long panels = width - p < BLOCK_PANELS ? width - p : BLOCK_PANELS;
+                widen_panels(at, width, p, panels, some, wide);
+                for (long g = 0; g < groups; g++) {
+                    const long r = group_begin(rows, g), mine = group_begin(rows, g + 1) - r;
+                    group<Float32>(mine, x + r * k + 2 * l * mine, (const char*)wide, panels, 2 * some, l > 0,
+                                   c + r * ldc + p * PANEL, ldc, {nullptr, 0});
+                }
+            }
+        } else {
+            const long fetched = width <= groups ? 1 : width / groups;
             for (long g = 0; g < groups; g++) {
                 const long r = group_begin(rows, g), mine = group_begin(rows, g + 1) - r;
-                float* sums = c + r * ldc + p * PANEL;
-                const long lines = width <= groups ? 1 : width / groups;
-                Ahead ahead{next + g * lines * bytes, g * lines < width ? lines : 0};
-                if constexpr (Kind::NARROW)
-                    group<Float32>(mine, x + r * k + k0 * mine, wide, some, 0, k1 - k0, k0 > 0, sums, ldc, {nullptr, 0});
-                else
-                    group<Kind>(mine, x + r * k, w, width, k0, k1, k0 > 0, sums, ldc, ahead);
+                group<Kind>(mine, x + r * k + l * Kind::DEPTH * mine, at, width, some, l > 0, c + r * ldc, ldc,
+                            {at + (width + g * fetched) * some * LINE, g * fetched < width ? fetched : 0});
             }
         }
     }

@@ -55,20 +55,39 @@ const int64_t* indices(const Tensor& given, long limit) {
     return to;
 }
 
-long packed_size(long n, long k, bool bf16, bool gated) {
-    return num_panels(n, gated) * PANEL * padded_k(k, bf16);
+// How weights of `bits` (0: numbers as they are) and `group` inputs to a scale are stored in `panels`.
+Format format_of(const char* operation, const Tensor& panels, int bits, long group) {
+    if (bits == 0) {
+        panels.floats();
+        return {panels.bf16() ? Store::bfloat16 : Store::float32, 0};
+    }
+    if (bits != 8 && bits != 4) refuse(std::string(operation) + ": weights of " + number(bits) + " bits; 4 or 8 is expected");
+    if (bits == 4 && (group < 8 || group % 8))
+        refuse(std::string(operation) + ": groups of " + number(group) + " inputs; a multiple of 8 is expected");
+    EXPECT(panels, panels.type == Type::uint8, "uint8");
+    return {bits == 8 ? Store::int8 : Store::int4, bits == 8 ? 0 : group};
 }
 
-void pack_weights(nb::list weights, bool gated, nb::handle panels_object, int threads) {
+void expect_packed(const Tensor& panels, long n, long k, bool gated, const Format& format) {
+    const long size = packed_bytes(n, k, gated, format) / panels.element();
+    EXPECT(panels, panels.dims == 1 && panels.dense() && panels.size[0] == size, "[" + number(size) + "]");
+}
+
+void pack_weights(nb::list weights, bool gated, int bits, long group, nb::handle panels_object, int threads) {
     Tensor panels("pack", "panels", panels_object);
+    const Format format = format_of("pack", panels, bits, group);
     std::vector<PackPart> parts;
     long k = -1, n = 0;
+    Type type = panels.type;
     for (nb::handle object : weights) {
         Tensor part("pack", "weight", object);
-        if (k < 0) k = part.dims == 2 ? part.size[1] : -1;
+        if (parts.empty()) {
+            k = part.dims == 2 ? part.size[1] : -1;
+            if (bits) type = part.type;
+        }
         part.floats();
-        EXPECT(part, part.dims == 2 && part.size[1] == k && part.dense(1) && part.type == panels.type,
-                     "[*, " + number(k) + "] of the panels' type, dense along the last dimension");
+        EXPECT(part, part.dims == 2 && part.size[1] == k && part.dense(1) && part.type == type,
+                     "[*, " + number(k) + "] of one type, dense along the last dimension");
         parts.push_back({part.data, part.size[0], part.stride[0]});
         n += part.size[0];
     }
@@ -77,26 +96,29 @@ void pack_weights(nb::list weights, bool gated, nb::handle panels_object, int th
         if (parts.size() != 2 || parts[0].rows != parts[1].rows) refuse("pack: a gated weight has two equal parts");
         n = parts[0].rows;
     }
-    long size = packed_size(n, k, panels.bf16(), gated);
-    EXPECT(panels, panels.dims == 1 && panels.dense() && panels.size[0] == size, "[" + number(size) + "]");
-    PackArgs args{parts.data(), long(parts.size()), k, panels.bf16(), gated, panels.data, team(threads)};
-    nb::gil_scoped_release release;
-    pack(args);
+    if (bits && k > MAX_WHOLE_K) refuse("pack: " + number(k) + " inputs of int8; sums are exact up to " + number(MAX_WHOLE_K));
+    expect_packed(panels, n, k, gated, format);
+    PackArgs args{parts.data(), long(parts.size()), k, type == Type::bfloat16, format, gated, panels.data, team(threads)};
+    bool finite;
+    {
+        nb::gil_scoped_release release;
+        finite = pack(args);
+    }
+    if (!finite) refuse("pack: a weight is not finite, or too large for float16 scales");
 }
 
-void call_linear(nb::handle x_object, nb::handle panels_object, long k, long n, bool gated, nb::handle bias_object,
-                 nb::handle residual_object, nb::handle out_object, int threads) {
+void call_linear(nb::handle x_object, nb::handle panels_object, int bits, long group, long k, long n, bool gated,
+                 nb::handle bias_object, nb::handle residual_object, nb::handle out_object, int threads) {
     Tensor x("linear", "x", x_object), panels("linear", "panels", panels_object), out("linear", "out", out_object);
     x.floats();
     EXPECT(x, x.dims == 2 && x.size[1] == k && x.dense(1), "[*, " + number(k) + "], dense along the last dimension");
-    panels.floats();
-    long size = packed_size(n, k, panels.bf16(), gated);
-    EXPECT(panels, panels.dims == 1 && panels.dense() && panels.size[0] == size, "[" + number(size) + "]");
+    LinearArgs args{};
+    args.format = format_of("linear", panels, bits, group);
+    expect_packed(panels, n, k, gated, args.format);
     out.floats();
     EXPECT(out, out.dims == 2 && out.size[0] == x.size[0] && out.size[1] == n && out.dense() &&
                     (out.type == x.type || out.type == Type::float32),
                 "dense [" + number(x.size[0]) + ", " + number(n) + "] of x's type or float32");
-    LinearArgs args{};
     if (!bias_object.is_none()) {
         Tensor bias("linear", "bias", bias_object);
         long columns = num_panels(n, gated) * PANEL;
@@ -112,10 +134,10 @@ void call_linear(nb::handle x_object, nb::handle panels_object, long k, long n, 
         args.residual = residual.data;
     }
     args.x = x.data, args.x_stride = x.stride[0], args.x_bf16 = x.bf16();
-    args.panels = panels.data, args.panels_bf16 = panels.bf16();
+    args.panels = panels.data;
     args.m = x.size[0], args.n = n, args.k = k;
     args.out = out.data, args.out_bf16 = out.bf16(), args.gated = gated;
-    args.staging = scratch(linear_staging_bytes(args.m, args.k));
+    args.staging = scratch(linear_staging_bytes(args.m, args.k, args.format));
     args.threads = team(threads);
     nb::gil_scoped_release release;
     in_use().linear(args);
@@ -181,20 +203,49 @@ void call_embedding(nb::handle ids_object, nb::handle table_object, nb::handle o
     gather_rows(table.data, table.size[1] * table.element(), rows, ids.size[0], out.data, threads);
 }
 
-void call_packed_embedding(nb::handle ids_object, nb::handle panels_object, long k, long n, nb::handle out_object,
-                           int threads) {
+void call_packed_embedding(nb::handle ids_object, nb::handle panels_object, int bits, long group, long k, long n,
+                           nb::handle out_object, int threads) {
     Tensor ids("embedding", "token_ids", ids_object), panels("embedding", "panels", panels_object),
         out("embedding", "out", out_object);
-    panels.floats();
-    long size = packed_size(n, k, panels.bf16(), false);
-    EXPECT(panels, panels.dims == 1 && panels.dense() && panels.size[0] == size, "[" + number(size) + "]");
+    const Format format = format_of("embedding", panels, bits, group);
+    expect_packed(panels, n, k, false, format);
     const int64_t* rows = indices(ids, n);
-    EXPECT(out, out.type == panels.type && out.dims == 2 && out.dense() && out.size[0] == ids.size[0] &&
+    out.floats();
+    EXPECT(out, (bits || out.type == panels.type) && out.dims == 2 && out.dense() && out.size[0] == ids.size[0] &&
                     out.size[1] == k,
                 "one row for each token, as the panels'");
     team(threads);
     nb::gil_scoped_release release;
-    unpack_rows(panels.data, panels.bf16(), n, k, rows, ids.size[0], out.data, threads);
+    if (bits)
+        in_use().dequantize({panels.data, format, n, k, rows, ids.size[0], out.data, out.bf16()});
+    else
+        unpack_rows(panels.data, format, n, k, rows, ids.size[0], out.data, threads);
+}
+
+// The largest column of each row: values float32, indices int32 and whether all are finite, uint8.
+void call_linear_top(nb::handle x_object, nb::handle panels_object, int bits, long group, long k, long n,
+                     nb::handle index_object, nb::handle finite_object, int threads) {
+    Tensor x("linear_top", "x", x_object), panels("linear_top", "panels", panels_object),
+        index("linear_top", "index", index_object), finite("linear_top", "finite", finite_object);
+    x.floats();
+    EXPECT(x, x.dims == 2 && x.size[1] == k && x.dense(1), "[*, " + number(k) + "], dense along the last dimension");
+    LinearArgs args{};
+    args.format = format_of("linear_top", panels, bits, group);
+    expect_packed(panels, n, k, false, args.format);
+    const std::string rows = "[" + number(x.size[0]) + "]";
+    EXPECT(index, index.type == Type::int64 && index.dims == 1 && index.dense() && index.size[0] == x.size[0], "int64 " + rows);
+    EXPECT(finite, finite.type == Type::uint8 && finite.dims == 1 && finite.dense() && finite.size[0] == x.size[0], "uint8 " + rows);
+    args.x = x.data, args.x_stride = x.stride[0], args.x_bf16 = x.bf16(), args.panels = panels.data;
+    args.m = x.size[0], args.n = n, args.k = k, args.threads = team(threads);
+    const long staging = (linear_staging_bytes(args.m, k, args.format) + 63) / 64 * 64;
+    char* room = scratch(staging + threads * args.m * long(sizeof(Top)));
+    args.staging = room, args.top = reinterpret_cast<Top*>(room + staging);
+    nb::gil_scoped_release release;
+    in_use().linear(args);
+    for (long i = 0; i < args.m; i++) {
+        reinterpret_cast<int64_t*>(index.data)[i] = args.top[i].index < 0 ? 0 : args.top[i].index;
+        reinterpret_cast<uint8_t*>(finite.data)[i] = args.top[i].finite;
+    }
 }
 
 void call_store_kv(nb::handle pool_object, nb::handle slots_object, nb::handle kv_object, int threads) {
@@ -291,10 +342,14 @@ NB_MODULE(native, m) {
     m.def("select_isa", [](const std::string& name) {
         if (!use(name.c_str())) refuse("the instruction set " + name + " is not available here");
     });
-    m.def("packed_size", packed_size);
+    m.def("packed_bytes", [](long n, long k, int bytes, int bits, long group, bool gated) {
+        const Store store = bits == 8 ? Store::int8 : bits == 4 ? Store::int4 : bytes == 2 ? Store::bfloat16 : Store::float32;
+        return packed_bytes(n, k, gated, {store, group});
+    });
     m.def("pack", pack_weights);
-    m.def("linear", call_linear, nb::arg("x"), nb::arg("panels"), nb::arg("k"), nb::arg("n"), nb::arg("gated"),
+    m.def("linear", call_linear, nb::arg("x"), nb::arg("panels"), nb::arg("bits"), nb::arg("group"), nb::arg("k"), nb::arg("n"), nb::arg("gated"),
           nb::arg("bias").none(), nb::arg("residual").none(), nb::arg("out"), nb::arg("threads"));
+    m.def("linear_top", call_linear_top);
     m.def("rms_norm", call_rms_norm);
     m.def("rotate", call_rotate, nb::arg("x"), nb::arg("table"), nb::arg("gain").none(), nb::arg("eps"),
           nb::arg("threads"));

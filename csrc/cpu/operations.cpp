@@ -8,6 +8,6 @@
 
 namespace trunkline {
 namespace TRUNKLINE_ISA {
-extern const Operations operations{TEXT(TRUNKLINE_ISA), linear, rms_norm, rotate, attention};
+extern const Operations operations{TEXT(TRUNKLINE_ISA), quantize, dequantize_rows, linear, rms_norm, rotate, attention};
 }
 }  // namespace trunkline

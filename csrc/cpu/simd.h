@@ -4,14 +4,14 @@
 // copy for all instruction sets. Products and sums are fused only where `fma` says so (-ffp-contract=off).
 #pragma once
 
+#include "args.h"
+
 #include <cstdint>
 
 #if defined(__x86_64__)
 #include <immintrin.h>
 #endif
 
-#define INLINE static inline __attribute__((always_inline))
-#define INLINE_MEMBER inline __attribute__((always_inline))
 
 namespace trunkline {
 namespace TRUNKLINE_ISA {
@@ -87,6 +87,46 @@ INLINE VF fma(VF a, VF b, VF c) {
 #endif
 }
 
+INLINE VI splat_int(int32_t value) {
+#if defined(__AVX512F__)
+    return (VI)_mm512_set1_epi32(value);
+#elif defined(__AVX2__)
+    return (VI)_mm256_set1_epi32(value);
+#else
+    return VI{value, value, value, value};
+#endif
+}
+INLINE VI to_int(VF v) { return __builtin_convertvector(v, VI); }
+INLINE VF to_float(VI v) { return __builtin_convertvector(v, VF); }
+
+// acc + the sum of four products of unsigned and signed bytes in each lane, exactly.
+INLINE VI dot4(VI acc, VI unsigned_bytes, VI signed_bytes) {
+#if defined(__AVX512VNNI__)
+    return (VI)_mm512_dpbusd_epi32((__m512i)acc, (__m512i)unsigned_bytes, (__m512i)signed_bytes);
+#elif defined(__AVX512F__)
+    __m512i u = (__m512i)unsigned_bytes, s = (__m512i)signed_bytes, low = _mm512_set1_epi16(255);
+    __m512i even = _mm512_madd_epi16(_mm512_and_si512(u, low), _mm512_srai_epi16(_mm512_slli_epi16(s, 8), 8));
+    __m512i odd = _mm512_madd_epi16(_mm512_srli_epi16(u, 8), _mm512_srai_epi16(s, 8));
+    return acc + (VI)_mm512_add_epi32(even, odd);
+#elif defined(__AVX2__)
+    __m256i u = (__m256i)unsigned_bytes, s = (__m256i)signed_bytes, low = _mm256_set1_epi16(255);
+    __m256i even = _mm256_madd_epi16(_mm256_and_si256(u, low), _mm256_srai_epi16(_mm256_slli_epi16(s, 8), 8));
+    __m256i odd = _mm256_madd_epi16(_mm256_srli_epi16(u, 8), _mm256_srai_epi16(s, 8));
+    return acc + (VI)_mm256_add_epi32(even, odd);
+#else
+    for (int shift = 24; shift >= 0; shift -= 8)
+        acc += (VI)((VU)unsigned_bytes << shift >> 24) * (signed_bytes << shift >> 24);
+    return acc;
+#endif
+}
+
+// float16 to float32, without infinities and NaN.
+INLINE VF from_half(const uint16_t* from) {
+    VU bits = __builtin_convertvector(load_as<VH>(from), VU);
+    VF magnitude = (VF)((bits & 0x7fff) << 13) * splat(0x1p112f);
+    return (VF)((VU)magnitude | (bits & 0x8000) << 16);
+}
+
 INLINE VF larger(VF a, VF b) { return a > b ? a : b; }
 
 // Sum of lanes, always as the same tree.
@@ -113,9 +153,18 @@ INLINE F4 sums(VF a, VF b, VF c, VF d) {
     return __builtin_shufflevector(ab, cd, 0, 1, 4, 5) + __builtin_shufflevector(ab, cd, 2, 3, 6, 7);
 }
 INLINE float largest(VF v) {
-    float result = v[0];
-    for (int i = 1; i < W; i++) result = v[i] > result ? v[i] : result;
-    return result;
+#if defined(__AVX512F__)
+    auto a = __builtin_shufflevector(v, v, 0, 1, 2, 3, 4, 5, 6, 7), b = __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15);
+    auto half = a > b ? a : b;
+    F4 c = __builtin_shufflevector(half, half, 0, 1, 2, 3), d = __builtin_shufflevector(half, half, 4, 5, 6, 7);
+    F4 f = c > d ? c : d;
+#elif defined(__AVX2__)
+    F4 c = __builtin_shufflevector(v, v, 0, 1, 2, 3), d = __builtin_shufflevector(v, v, 4, 5, 6, 7), f = c > d ? c : d;
+#else
+    F4 f = v;
+#endif
+    float x = f[0] > f[1] ? f[0] : f[1], y = f[2] > f[3] ? f[2] : f[3];
+    return x > y ? x : y;
 }
 
 // e^x by Cody-Waite reduction and the polynomial of Cephes' expf: relative error below 2e-7. Zero below

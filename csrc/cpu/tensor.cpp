@@ -7,7 +7,7 @@ namespace {
 // Names and dtypes, made once; they live as long as the interpreter.
 struct Known {
     PyObject *data_ptr, *shape, *stride, *dtype, *is_cpu;
-    PyObject *float32, *bfloat16, *int32, *int64;
+    PyObject *float32, *bfloat16, *int32, *int64, *uint8;
 
     Known() {
         data_ptr = PyUnicode_InternFromString("data_ptr");
@@ -20,6 +20,7 @@ struct Known {
         bfloat16 = nb::object(torch.attr("bfloat16")).release().ptr();
         int32 = nb::object(torch.attr("int32")).release().ptr();
         int64 = nb::object(torch.attr("int64")).release().ptr();
+        uint8 = nb::object(torch.attr("uint8")).release().ptr();
     }
 };
 
@@ -58,6 +59,7 @@ Tensor::Tensor(const char* operation_, const char* name_, nb::handle object_)
            : dtype.ptr() == k.bfloat16 ? Type::bfloat16
            : dtype.ptr() == k.int32    ? Type::int32
            : dtype.ptr() == k.int64    ? Type::int64
+           : dtype.ptr() == k.uint8    ? Type::uint8
                                        : Type::other;
     if (!PyTuple_Check(shape.ptr()) || !PyTuple_Check(strides.ptr())) refuse(std::string(operation) + ": no tensor");
     EXPECT(*this, attribute(object, k.is_cpu).ptr() == Py_True, "a CPU tensor");

@@ -13,14 +13,27 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from torch import Tensor
 
 
 @dataclass(frozen=True)
+class Quantization:
+    """Weights as whole numbers, rounded when they are packed; the activations that meet them are rounded too.
+
+    8 bits: -127..127, one scale for each output. 4 bits: -8..7, one float16 scale for each output and `group`
+    inputs, set so that the number of the largest magnitude becomes -8. Activations: -127..127 by the largest
+    magnitude of their row (8 bits) or of their row's group (4 bits). Sums of products are exact.
+    """
+
+    bits: Literal[8, 4]
+    group: int = 0  # inputs, a multiple of 8; 0 with 8 bits
+
+
+@dataclass(frozen=True)
 class PackedLinear:
-    """A linear layer's weight in the layout its kernel wants. `data` and `bias` are opaque."""
+    """A linear layer's weight in the layout its kernel wants. `data`, `scales` and `bias` are opaque."""
 
     data: Any
     bias: Tensor | None
@@ -28,6 +41,8 @@ class PackedLinear:
     out_features: int  # columns of the result
     nbytes: int  # of the weight
     gated: bool = False  # made by `pack_gated`
+    quantization: Quantization | None = None
+    scales: Tensor | None = None  # where they are not a part of `data`
 
 
 @dataclass(frozen=True)
@@ -48,11 +63,20 @@ class Kernels(Protocol):
         """Whether `pack_linear` can serve this dtype there."""
         ...
 
-    def pack_linear(self, weights: Sequence[Tensor], biases: Sequence[Tensor]) -> PackedLinear:
-        """Pack weights [out_i, in] joined along `out`, with as many biases or none; then both may go."""
+    def pack_linear(
+        self,
+        weights: Sequence[Tensor],
+        biases: Sequence[Tensor],
+        quantization: Quantization | None = None,
+    ) -> PackedLinear:
+        """Pack weights [out_i, in] joined along `out`, with as many biases or none; then both may go.
+
+        Raises ValueError for a weight that is not finite if it must be rounded."""
         ...
 
-    def pack_gated(self, gate: Tensor, up: Tensor, biases: Sequence[Tensor]) -> PackedLinear:
+    def pack_gated(
+        self, gate: Tensor, up: Tensor, biases: Sequence[Tensor], quantization: Quantization | None = None
+    ) -> PackedLinear:
         """Pack two weights [out, in] for `gated_linear`; biases are those of both, or none."""
         ...
 
@@ -64,6 +88,11 @@ class Kernels(Protocol):
 
     def gated_linear(self, x: Tensor, packed: PackedLinear) -> Tensor:
         """[T, in] -> [T, out]: silu(x @ gate.T) * (x @ up.T), with the biases of both."""
+        ...
+
+    def top(self, x: Tensor, packed: PackedLinear) -> tuple[Tensor, Tensor]:
+        """Of `linear(x, packed, wide=True)`, which is not kept: the column of each row's largest number, the
+        first of equals [T] int64 (any where there are NaN), and whether all are finite [T] bool. No bias."""
         ...
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -78,8 +107,9 @@ class Kernels(Protocol):
         ...
 
     def embedding_table(self, weight: Tensor, head: PackedLinear | None) -> Any:
-        """What `embedding` looks rows up in. `head` is the output head if `weight` [vocabulary, hidden] is
-        packed there already: then a kernel set that can read it needs no second copy."""
+        """What `embedding` looks rows up in, of `weight`'s dtype. `head` is the output head if `weight`
+        [vocabulary, hidden] is packed there already: then a kernel set that can read it needs no second copy
+        (and look-ups are as rounded as the head)."""
         ...
 
     def embedding(self, token_ids: Tensor, table: Any) -> Tensor:

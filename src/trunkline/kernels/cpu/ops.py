@@ -13,7 +13,7 @@ from torch import Tensor
 
 from trunkline.kernels.cpu import native
 from trunkline.kernels.cpu.native import isa, isas, select_isa
-from trunkline.kernels.ops import PackedLinear, PagedShape
+from trunkline.kernels.ops import PackedLinear, PagedShape, Quantization
 
 __all__ = [
     "attention",
@@ -31,6 +31,7 @@ __all__ = [
     "select_isa",
     "store_kv",
     "supports_linear",
+    "top",
 ]
 
 _PANEL = 16  # output columns of a panel
@@ -40,28 +41,44 @@ def supports_linear(dtype: torch.dtype, device: torch.device) -> bool:
     return device.type == "cpu" and dtype in (torch.float32, torch.bfloat16)
 
 
-def pack_linear(weights: Sequence[Tensor], biases: Sequence[Tensor]) -> PackedLinear:
+def pack_linear(
+    weights: Sequence[Tensor], biases: Sequence[Tensor], quantization: Quantization | None = None
+) -> PackedLinear:
     bias = None
     if biases:
         bias = torch.cat([b.float() for b in biases])
         bias = torch.nn.functional.pad(bias, (0, -len(bias) % _PANEL))
-    return _pack(weights, sum(len(w) for w in weights), bias, gated=False)
+    return _pack(weights, sum(len(w) for w in weights), bias, quantization, gated=False)
 
 
-def pack_gated(gate: Tensor, up: Tensor, biases: Sequence[Tensor]) -> PackedLinear:
+def pack_gated(
+    gate: Tensor, up: Tensor, biases: Sequence[Tensor], quantization: Quantization | None = None
+) -> PackedLinear:
     bias = None
     if biases:
         padded = [torch.nn.functional.pad(b.float(), (0, -len(b) % _PANEL)) for b in biases]
         bias = torch.stack([b.view(-1, _PANEL) for b in padded], dim=1).view(-1)
-    return _pack([gate, up], len(gate), bias, gated=True)
+    return _pack([gate, up], len(gate), bias, quantization, gated=True)
 
 
-def _pack(weights: Sequence[Tensor], outputs: int, bias: Tensor | None, *, gated: bool) -> PackedLinear:
+def _pack(
+    weights: Sequence[Tensor],
+    outputs: int,
+    bias: Tensor | None,
+    quantization: Quantization | None,
+    *,
+    gated: bool,
+) -> PackedLinear:
     inputs, dtype = weights[0].shape[1], weights[0].dtype
-    size = native.packed_size(outputs, inputs, dtype == torch.bfloat16, gated)
-    panels = torch.empty(size, dtype=dtype)
-    native.pack([w.contiguous() for w in weights], gated, panels, torch.get_num_threads())
-    return PackedLinear(panels, bias, inputs, outputs, panels.nbytes, gated)
+    bits, group = _format(quantization)
+    size = native.packed_bytes(outputs, inputs, dtype.itemsize, bits, group, gated)
+    data = torch.empty(size, dtype=torch.uint8).view(torch.uint8 if bits else dtype)
+    native.pack([w.contiguous() for w in weights], gated, bits, group, data, torch.get_num_threads())
+    return PackedLinear(data, bias, inputs, outputs, size, gated, quantization)
+
+
+def _format(quantization: Quantization | None) -> tuple[int, int]:
+    return (0, 0) if quantization is None else (quantization.bits, quantization.group)
 
 
 def linear(x: Tensor, packed: PackedLinear, residual: Tensor | None = None, wide: bool = False) -> Tensor:
@@ -69,6 +86,7 @@ def linear(x: Tensor, packed: PackedLinear, residual: Tensor | None = None, wide
     native.linear(
         x,
         packed.data,
+        *_format(packed.quantization),
         packed.in_features,
         packed.out_features,
         packed.gated,
@@ -83,6 +101,22 @@ def linear(x: Tensor, packed: PackedLinear, residual: Tensor | None = None, wide
 gated_linear = linear  # the packed weight says that it is gated
 
 
+def top(x: Tensor, packed: PackedLinear) -> tuple[Tensor, Tensor]:
+    index = torch.empty(x.shape[0], dtype=torch.int64)
+    finite = torch.empty(x.shape[0], dtype=torch.uint8)
+    native.linear_top(
+        x,
+        packed.data,
+        *_format(packed.quantization),
+        packed.in_features,
+        packed.out_features,
+        index,
+        finite,
+        torch.get_num_threads(),
+    )
+    return index, finite.bool()
+
+
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     out = torch.empty(x.shape, dtype=x.dtype)
     native.rms_norm(x, weight, eps, out, torch.get_num_threads())
@@ -93,16 +127,32 @@ def rope(x: Tensor, table: Tensor, gain: Tensor | None = None, eps: float = 0.0)
     native.rotate(x, table, gain, eps, torch.get_num_threads())
 
 
-def embedding_table(weight: Tensor, head: PackedLinear | None) -> Tensor | PackedLinear:
-    return weight if head is None else head
+@dataclass(frozen=True)
+class HeadTable:
+    """An embedding that lies in the packed output head; rows come out in `dtype`."""
+
+    head: PackedLinear
+    dtype: torch.dtype
 
 
-def embedding(token_ids: Tensor, table: Tensor | PackedLinear) -> Tensor:
+def embedding_table(weight: Tensor, head: PackedLinear | None) -> Tensor | HeadTable:
+    return weight if head is None else HeadTable(head, weight.dtype)
+
+
+def embedding(token_ids: Tensor, table: Tensor | HeadTable) -> Tensor:
     threads = torch.get_num_threads()
-    if isinstance(table, PackedLinear):
-        size, data = (len(token_ids), table.in_features), table.data
-        out = torch.empty(size, dtype=data.dtype)
-        native.packed_embedding(token_ids, data, table.in_features, table.out_features, out, threads)
+    if isinstance(table, HeadTable):
+        head = table.head
+        out = torch.empty(len(token_ids), head.in_features, dtype=table.dtype)
+        native.packed_embedding(
+            token_ids,
+            head.data,
+            *_format(head.quantization),
+            head.in_features,
+            head.out_features,
+            out,
+            threads,
+        )
     else:
         out = torch.empty(len(token_ids), table.shape[1], dtype=table.dtype)
         native.embedding(token_ids, table, out, threads)

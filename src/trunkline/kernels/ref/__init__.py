@@ -13,11 +13,14 @@ from trunkline.kernels.ref.dense import (
     rope,
     store_kv,
     supports_linear,
+    top,
 )
 from trunkline.kernels.ref.paged_attention import attention, plan_attention
+from trunkline.kernels.ref.quantized import dequantize
 
 __all__ = [
     "attention",
+    "dequantize",
     "embedding",
     "embedding_table",
     "gated_linear",
@@ -29,4 +32,5 @@ __all__ = [
     "rope",
     "store_kv",
     "supports_linear",
+    "top",
 ]

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from trunkline.kernels.ops import PackedLinear
+from trunkline.kernels.ops import PackedLinear, Quantization
+from trunkline.kernels.ref.quantized import dequantize, quantize_weight, quantized_product
 
 # Rows that oneDNN is told to expect when it chooses the packed layout; results do not depend on it.
 _PACK_ROWS = 64
@@ -29,7 +31,9 @@ def supports_linear(dtype: torch.dtype, device: torch.device) -> bool:
         return False
 
 
-def pack_linear(weights: Sequence[Tensor], biases: Sequence[Tensor]) -> PackedLinear:
+def pack_linear(
+    weights: Sequence[Tensor], biases: Sequence[Tensor], quantization: Quantization | None = None
+) -> PackedLinear:
     """On a CPU the weight becomes oneDNN's blocked layout, which is used for every number of rows.
 
     Each output is then one running sum over the inputs, or one over each `_MOST_INPUTS` of them, whatever the
@@ -37,20 +41,30 @@ def pack_linear(weights: Sequence[Tensor], biases: Sequence[Tensor]) -> PackedLi
     """
     weight = weights[0] if len(weights) == 1 else torch.cat(list(weights))
     out_features, in_features = weight.shape
+    bias = torch.cat(list(biases)) if biases else None
+    if quantization is not None:
+        levels, scales = quantize_weight(weight, quantization)
+        size = levels.nbytes + scales.nbytes
+        return PackedLinear(
+            levels, bias, in_features, out_features, size, quantization=quantization, scales=scales
+        )
     data: Tensor | list[Tensor] = weight
     if weight.device.type == "cpu":
         parts = weight.split(_MOST_INPUTS, dim=1)
         data = [torch.ops.mkldnn._reorder_linear_weight(part.contiguous(), _PACK_ROWS) for part in parts]
-    bias = torch.cat(list(biases)) if biases else None
     return PackedLinear(data, bias, in_features, out_features, weight.nbytes)
 
 
-def pack_gated(gate: Tensor, up: Tensor, biases: Sequence[Tensor]) -> PackedLinear:
-    both = pack_linear([gate, up], biases)
+def pack_gated(
+    gate: Tensor, up: Tensor, biases: Sequence[Tensor], quantization: Quantization | None = None
+) -> PackedLinear:
+    both = pack_linear([gate, up], biases, quantization)
     return dataclasses.replace(both, out_features=len(gate), gated=True)
 
 
 def linear(x: Tensor, packed: PackedLinear, residual: Tensor | None = None, wide: bool = False) -> Tensor:
+    if packed.quantization is not None:
+        return _quantized(x, packed, residual, wide)
     if x.device.type == "cpu":
         out = _blocked_product(x, packed)
     else:
@@ -58,6 +72,20 @@ def linear(x: Tensor, packed: PackedLinear, residual: Tensor | None = None, wide
     if residual is not None:
         out = out + residual
     return out.float() if wide else out
+
+
+def _quantized(x: Tensor, packed: PackedLinear, residual: Tensor | None, wide: bool) -> Tensor:
+    out = quantized_product(x, packed)
+    if packed.bias is not None:
+        out += packed.bias
+    if residual is not None:
+        out += residual
+    return out if wide else out.to(x.dtype)
+
+
+def top(x: Tensor, packed: PackedLinear) -> tuple[Tensor, Tensor]:
+    logits = linear(x, packed, wide=True)
+    return logits.argmax(-1), logits.isfinite().all(-1)
 
 
 def _blocked_product(x: Tensor, packed: PackedLinear) -> Tensor:
@@ -74,7 +102,7 @@ def _blocked_product(x: Tensor, packed: PackedLinear) -> Tensor:
 
 
 def gated_linear(x: Tensor, packed: PackedLinear) -> Tensor:
-    return silu_gate(linear(x, packed))
+    return silu_gate(linear(x, packed, wide=packed.quantization is not None)).to(x.dtype)
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -105,11 +133,23 @@ def silu_gate(x: Tensor) -> Tensor:
     return result.mul_(up).to(x.dtype)
 
 
-def embedding_table(weight: Tensor, head: PackedLinear | None) -> Tensor:
+def embedding_table(weight: Tensor, head: PackedLinear | None) -> Tensor | QuantizedTable:
+    if head is not None and head.quantization is not None:
+        return QuantizedTable(head, weight.dtype)
     return weight
 
 
-def embedding(token_ids: Tensor, table: Tensor) -> Tensor:
+@dataclass(frozen=True)
+class QuantizedTable:
+    """An embedding that is the rounded output head; rows come out in `dtype`."""
+
+    head: PackedLinear
+    dtype: torch.dtype
+
+
+def embedding(token_ids: Tensor, table: Tensor | QuantizedTable) -> Tensor:
+    if isinstance(table, QuantizedTable):
+        return dequantize(table.head, token_ids).to(table.dtype)
     return table.index_select(0, token_ids)
 
 

@@ -1,0 +1,287 @@
+// Whole numbers: int8 and int4 weights, and activations that are rounded to int8 to meet them.
+//
+// An activation is scaled by its row's largest magnitude (of its group of inputs, for int4) to -127..127. Products
+// and sums of whole numbers are exact, so no order matters within a group; groups are added in order of k.
+// A row with an infinity or a NaN gets NaN for a scale.
+#pragma once
+
+#include "micro.h"
+
+namespace trunkline {
+namespace TRUNKLINE_ISA {
+
+constexpr float NOT_A_NUMBER = __builtin_nanf("");
+constexpr int32_t INFINITE_BITS = 0x7f800000;
+
+// Nearest whole numbers, ties to even, of -2^22..2^22.
+INLINE VI round_to_int(VF v) {
+    const float magic = 12582912.0f;  // 1.5 * 2^23
+    return (VI)(v + splat(magic)) - (VI)splat(magic);
+}
+
+// The number of the largest magnitude among n, with its sign; of equals the first. NaN if one is not finite.
+template <class T>
+INLINE float extreme(const T* x, long n) {
+    VI most = {};
+    long i = 0;
+    for (; i + W <= n; i += W) {
+        VI magnitude = (VI)load(x + i) & 0x7fffffff;
+        most = magnitude > most ? magnitude : most;
+    }
+    int32_t bits = 0;
+    for (int lane = 0; lane < W; lane++) bits = most[lane] > bits ? most[lane] : bits;
+    for (; i < n; i++) {
+        float v = widen(x[i]);
+        int32_t magnitude;
+        __builtin_memcpy(&magnitude, &v, 4);
+        magnitude &= 0x7fffffff;
+        bits = magnitude > bits ? magnitude : bits;
+    }
+    if (bits >= INFINITE_BITS) return NOT_A_NUMBER;
+    float magnitude;
+    __builtin_memcpy(&magnitude, &bits, 4);
+    for (i = 0; i < n; i++)
+        if (widen(x[i]) == magnitude || widen(x[i]) == -magnitude) return widen(x[i]);
+    return 0;
+}
+
+INLINE float magnitude_of(float v) { return v < 0 ? -v : v; }
+
+// The lanes' low bytes, each four `step` bytes on from the last, `count` (a multiple of 4) of them.
+INLINE void put_bytes(VI whole, uint8_t* to, long step, long count) {
+    typedef uint8_t VB __attribute__((vector_size(W)));
+    uint8_t bytes[W];
+    VB narrow = __builtin_convertvector(whole, VB);
+    __builtin_memcpy(bytes, &narrow, W);
+    for (long i = 0; i < W && i < count; i += 4) __builtin_memcpy(to + i / 4 * step, bytes + i, 4);
+}
+
+// W inputs of a row of n, zeros beyond it.
+template <class T>
+INLINE VF load_some(const T* from, long n) {
+    if (n >= W) return load(from);
+    float values[W] = {};
+    for (long i = 0; i < n; i++) values[i] = widen(from[i]);
+    return load(values);
+}
+
+// n inputs of one row (zeros up to `padded`, a multiple of 4) to bytes, `offset` higher. Returns the scale.
+template <class T>
+INLINE float to_bytes(const T* from, long n, long padded, int offset, uint8_t* to, long step, int32_t* sum) {
+    const float most = magnitude_of(extreme(from, n));
+    const VF factor = splat(most > 0 ? 127.0f / most : 0.0f);
+    VI total = {};
+    for (long i = 0; i < padded; i += W) {
+        VI whole = round_to_int(load_some(from + i, n - i) * factor);
+        if (most != most) whole = VI{};
+        total += whole;
+        put_bytes(whole + offset, to + i / 4 * step, step, padded - i);
+    }
+    *sum = 0;
+    for (int lane = 0; lane < W; lane++) *sum += total[lane];
+    return most / 127.0f;
+}
+
+// Group g of m rows as the micro kernels read it, [k / 4][row][4], with scales and sums [m, groups of inputs].
+// The low and high halves of an int4 line meet inputs 0-3 and 4-7.
+template <class T>
+static void stage_whole(long m, long g, const T* from, long stride, uint8_t* to, long k, const Format& f,
+                        float* scales, int32_t* sums) {
+    const long begin = group_begin(m, g), rows = group_begin(m, g + 1) - begin, padded = padded_k(k, f);
+    const long groups = scale_groups(k, f), size = padded / groups;
+    for (long r = 0; r < rows; r++)
+        for (long i = 0; i < groups; i++) {
+            const long first = i * size, given = k - first < size ? k - first : size, at = (begin + r) * groups + i;
+            scales[at] = to_bytes(from + (begin + r) * stride + first, given, size, f.store == Store::int8 ? 128 : 0,
+                                  to + begin * padded + first * rows + r * 4, rows * 4, sums + at);
+        }
+}
+
+// MR rows x NP panels of int4 weights: 0..15 for -8..7. `groups` groups of `lines` lines, added to c.
+template <int MR, int NP>
+static void micro_int4(const uint8_t* x, const char* w, long width, long groups, long lines, long panel,
+                       const float* scales, const int32_t* sums, long stride, bool resume, float* c, long ldc,
+                       Ahead ahead) {
+    const VI low = splat_int(0x0f0f0f0f);
+    for (long g = 0; g < groups; g++) {
+        VI acc[MR][NP * NV];
+#pragma GCC unroll 8
+        for (int r = 0; r < MR; r++)
+#pragma GCC unroll 8
+            for (int i = 0; i < NP * NV; i++) acc[r][i] = splat_int(-8 * sums[r * stride + g]);
+        for (long l = 0; l < lines; l++, x += MR * 8, w += width * LINE) {
+            ahead.step();
+#pragma GCC unroll 2
+            for (int half = 0; half < 2; half++) {
+                VI b[NP * NV];
+#pragma GCC unroll 8
+                for (int i = 0; i < NP * NV; i++) {
+                    VI both = load_as<VI>(w + panel * LINE + i * W * 4);
+                    b[i] = (half ? (VI)((VU)both >> 4) : both) & low;
+                }
+#pragma GCC unroll 8
+                for (int r = 0; r < MR; r++) {
+                    VI a = splat_int(load_as<int32_t>(x + (half * MR + r) * 4));
+#pragma GCC unroll 8
+                    for (int i = 0; i < NP * NV; i++) acc[r][i] = dot4(acc[r][i], b[i], a);
+                }
+            }
+        }
+#pragma GCC unroll 8
+        for (int i = 0; i < NP * NV; i++) {
+            VF scale = from_half((const uint16_t*)(w + panel * INT4_SCALES) + i * W);
+#pragma GCC unroll 8
+            for (int r = 0; r < MR; r++) {
+                VF value = to_float(acc[r][i]) * (scale * scales[r * stride + g]);
+                float* sum = c + r * ldc + i * W;
+                store(sum, resume || g ? load(sum) + value : value);
+            }
+        }
+        w += width * INT4_SCALES;
+    }
+}
+
+template <int MR = MAX_ROWS>
+static void group_int4(long rows, const uint8_t* x, const char* w, long width, long groups, long lines,
+                       const float* scales, const int32_t* sums, long stride, bool resume, float* c, long ldc,
+                       Ahead ahead) {
+    if (rows < MR) {
+        if constexpr (MR > 1)
+            group_int4<MR - 1>(rows, x, w, width, groups, lines, scales, sums, stride, resume, c, ldc, ahead);
+        return;
+    }
+    constexpr int NP = panels_for(MR);
+    long p = 0;
+    for (; p + NP <= width; p += NP, ahead.lines = 0)
+        micro_int4<MR, NP>(x, w, width, groups, lines, p, scales, sums, stride, resume, c + p * PANEL, ldc, ahead);
+    for (; p < width; p++, ahead.lines = 0)
+        micro_int4<MR, 1>(x, w, width, groups, lines, p, scales, sums, stride, resume, c + p * PANEL, ldc, ahead);
+}
+
+// As `multiply`, for an int4 slab of k inputs in groups of `size`.
+static void multiply_int4(long rows, const uint8_t* x, const char* w, long width, long k, long size,
+                          const float* scales, const int32_t* sums, float* c, long ldc) {
+    const long all = k / size, lines = size / 8, bytes = width * (lines * LINE + INT4_SCALES);
+    if (rows <= MAX_ROWS)
+        return group_int4(rows, x, w, width, all, lines, scales, sums, all, false, c, ldc, {w + STREAM_AHEAD, width});
+    const long turns = num_groups(rows), stretch = lines < STRETCH ? STRETCH / lines : 1;
+    for (long first = 0; first < all; first += stretch) {
+        const long some = all - first < stretch ? all - first : stretch;
+        const char* at = w + first * bytes;
+        const long fetched = width <= turns ? 1 : width / turns;
+        for (long g = 0; g < turns; g++) {
+            const long r = group_begin(rows, g), mine = group_begin(rows, g + 1) - r;
+            const char* next = at + some * bytes + g * fetched * some * lines * LINE;
+            group_int4(mine, x + r * k + first * size * mine, at, width, some, lines, scales + r * all + first,
+                       sums + r * all + first, all, first > 0, c + r * ldc, ldc,
+                       {next, g * fetched < width ? fetched : 0});
+        }
+    }
+}
+
+// Sums of int8 products, in place, to numbers: c [rows, width * 16], slab of `lines` lines.
+INLINE void scale_sums(long rows, const char* w, long width, long lines, const float* scales, float* c) {
+    const char* trailer = w + lines * width * LINE;
+    for (long r = 0; r < rows; r++)
+        for (long i = 0; i < width * NV; i++) {
+            const char* at = trailer + i / NV * INT8_SCALES + i % NV * W * 4;
+            float* sum = c + r * width * PANEL + i * W;
+            VI whole = load_as<VI>(sum) - load_as<VI>(at + PANEL * 4);
+            store(sum, to_float(whole) * (load_as<VF>(at) * scales[r]));
+        }
+}
+
+template <class T>
+INLINE bool quantize_int8(const QuantizeArgs& a) {
+    const long padded = padded_k(a.k, a.format), step = a.width * LINE;
+    char* lines = a.slab + a.panel * LINE;
+    char* trailer = a.slab + padded / 4 * step + a.panel * INT8_SCALES;
+    bool finite = true;
+    for (long lane = 0; lane < PANEL; lane++) {
+        const T* row = (const T*)a.rows[lane];
+        int32_t sum = 0;
+        float scale = to_bytes(row, row ? a.k : 0, padded, 0, (uint8_t*)lines + lane * 4, step, &sum);
+        finite = finite && scale == scale;
+        sum *= 128;
+        __builtin_memcpy(trailer + lane * 4, &scale, 4);
+        __builtin_memcpy(trailer + (PANEL + lane) * 4, &sum, 4);
+    }
+    return finite;
+}
+
+// To nearest, ties to even.
+INLINE uint16_t to_half(float value) {
+    uint32_t bits;
+    float magnitude = magnitude_of(value), scaled = magnitude * 0x1p-112f;
+    __builtin_memcpy(&bits, &scaled, 4);
+    uint32_t half = magnitude < 0x1p-14f ? uint32_t(__builtin_nearbyintf(magnitude * 0x1p24f))
+                                         : (bits + 0xfff + (bits >> 13 & 1)) >> 13;
+    return uint16_t(half | (value < 0 ? 0x8000 : 0));
+}
+
+// The number of the largest magnitude becomes -8, so that no level is wasted on its side.
+template <class T>
+INLINE bool quantize_int4(const QuantizeArgs& a) {
+    const long groups = scale_groups(a.k, a.format), size = a.format.group, step = a.width * LINE;
+    bool finite = true;
+    char* at = a.slab;
+    for (long g = 0; g < groups; g++, at += size / 8 * step + a.width * INT4_SCALES)
+        for (long lane = 0; lane < PANEL; lane++) {
+            const T* row = (const T*)a.rows[lane] + g * size;
+            const long given = !a.rows[lane] ? 0 : a.k - g * size < size ? a.k - g * size : size;
+            const float wanted = extreme(row, given) / -8.0f;
+            finite = finite && magnitude_of(wanted) < 65504;
+            uint16_t halves[W] = {to_half(wanted)};
+            const float scale = from_half(halves)[0], factor = scale != 0 ? 1 / scale : 0;
+            for (long k = 0; k < size; k++) {
+                int level = k < given ? int(__builtin_nearbyintf(widen(row[k]) * factor)) + 8 : 8;
+                level = level < 0 ? 0 : level > 15 ? 15 : level;
+                char* byte = at + k / 8 * step + a.panel * LINE + lane * 4 + k % 4;
+                *byte = char(k % 8 < 4 ? level : (*byte & 15) | level << 4);
+            }
+            __builtin_memcpy(at + size / 8 * step + a.panel * INT4_SCALES + lane * 2, halves, 2);
+        }
+    return finite;
+}
+
+static bool quantize(const QuantizeArgs& a) {
+    if (a.format.store == Store::int8) return a.bf16 ? quantize_int8<uint16_t>(a) : quantize_int8<float>(a);
+    return a.bf16 ? quantize_int4<uint16_t>(a) : quantize_int4<float>(a);
+}
+
+// Output `lane` of a slab's panel, as numbers.
+template <class T>
+INLINE void dequantize(const char* slab, long width, long panel, long lane, long k, const Format& f, T* out) {
+    const long step = width * LINE, size = padded_k(k, f) / scale_groups(k, f), lines = size / depth(f);
+    for (long i = 0; i < k; i++) {
+        const char* at = slab + i / size * (lines * step + width * INT4_SCALES);
+        const long j = i % size;
+        float scale;
+        int level;
+        if (f.store == Store::int8) {
+            __builtin_memcpy(&scale, at + lines * step + panel * INT8_SCALES + lane * 4, 4);
+            level = (signed char)at[j / 4 * step + panel * LINE + lane * 4 + j % 4];
+        } else {
+            uint16_t halves[W] = {};
+            __builtin_memcpy(halves, at + lines * step + panel * INT4_SCALES + lane * 2, 2);
+            scale = from_half(halves)[0];
+            level = ((unsigned char)at[j / 8 * step + panel * LINE + lane * 4 + j % 4] >> (j % 8 < 4 ? 0 : 4) & 15) - 8;
+        }
+        store_one(out + i, float(level) * scale);
+    }
+}
+
+static void dequantize_rows(const DequantizeArgs& a) {
+    const long bytes = panel_bytes(a.k, a.format), panels = num_panels(a.n, false);
+    for (long i = 0; i < a.count; i++) {
+        const long p = a.ids[i] / PANEL, first = p / SLAB * SLAB;
+        const char* slab = (const char*)a.panels + first * bytes;
+        if (a.out_bf16)
+            dequantize(slab, slab_width(p, panels), p - first, a.ids[i] % PANEL, a.k, a.format, (uint16_t*)a.out + i * a.k);
+        else
+            dequantize(slab, slab_width(p, panels), p - first, a.ids[i] % PANEL, a.k, a.format, (float*)a.out + i * a.k);
+    }
+}
+
+}  // namespace TRUNKLINE_ISA
+}  // namespace trunkline
