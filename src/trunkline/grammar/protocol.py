@@ -111,3 +111,7 @@ class Vocabulary(Protocol):
         """Bytes of one token; empty for an id that is no token."""
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]: ...
+
+    def encode_words(self, text: str) -> tuple[list[int], list[int]]:
+        """Token ids, without those that are put around a text, and for each the number of its word: a stretch
+        of text that is encoded without regard to what stands around it."""

@@ -69,6 +69,12 @@ class Tokenizer:
             return self.encode(text, add_special_tokens=add_special_tokens)
         return await asyncio.to_thread(self.encode, text, add_special_tokens=add_special_tokens)
 
+    def encode_words(self, text: str) -> tuple[list[int], list[int]]:
+        """Token ids, without those that are put around a text, and for each the number of its word: a stretch
+        of text that is encoded without regard to what stands around it (as the pre-tokeniser splits)."""
+        encoding = self._backend.encode(text, add_special_tokens=False)
+        return encoding.ids, [-1 if word is None else word for word in encoding.word_ids]
+
     # ------------------------------------------------------------------ ids to text
     def piece(self, token_id: int) -> bytes:
         """Bytes of one token; empty for an id that the tokeniser does not have."""
