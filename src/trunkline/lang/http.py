@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import ssl
+import weakref
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from typing import Any
@@ -40,6 +42,12 @@ class HttpClient:
         fields = {"Host": parts.netloc, "Content-Type": "application/json", **(headers or {})}
         self._head = "".join(f"{name}: {value}\r\n" for name, value in fields.items())
         self._idle: list[Connection] = []
+        self._finalizer: weakref.finalize[Any, HttpClient] | None = None  # closes them
+
+    def close(self) -> None:
+        """Close the connections that are kept; on the client's event loop."""
+        while self._idle:
+            self._idle.pop()[1].close()
 
     async def json(self, method: str, path: str, body: Any = None) -> Any:
         """The answer's JSON, or its text where it is none. Raises EndpointError, OSError."""
@@ -106,8 +114,17 @@ class HttpClient:
                 writer.close()
 
     async def _connect(self) -> Connection:
+        if self._finalizer is None:
+            self._finalizer = weakref.finalize(self, _close_later, self._idle, asyncio.get_running_loop())
+            self._finalizer.atexit = False
         async with asyncio.timeout(CONNECT_TIME):
             return await asyncio.open_connection(self._host, self._port, ssl=self._tls, limit=LINE_LIMIT)
+
+
+def _close_later(idle: list[Connection], loop: asyncio.AbstractEventLoop) -> None:
+    for _, writer in idle:
+        with contextlib.suppress(RuntimeError):  # the loop is closed, and its connections with it
+            loop.call_soon_threadsafe(writer.close)
 
 
 def _tls(verify: bool | str | None) -> ssl.SSLContext:
@@ -134,10 +151,10 @@ async def _body(reader: asyncio.StreamReader, fields: Mapping[str, str]) -> Asyn
         while data := await reader.read(2**16):
             yield data
     else:
-        while size := int((await reader.readline()).split(b";")[0] or b"0", 16):
+        while size := int((await reader.readuntil(b"\n")).split(b";")[0], 16):
             yield await reader.readexactly(size)
             await reader.readexactly(2)
-        await reader.readline()
+        await reader.readuntil(b"\n")
 
 
 def _refusal(text: bytes, status: int) -> EndpointError:

@@ -127,7 +127,7 @@ class NativeBackend(Backend):
             base = (await self.call(call))["prompt_token_ids"]
         texts = [prompt.text + choice for choice in select.choices]
         answers = await self._score(texts, max(len(base) - 2, 0))
-        starts = [_common(base, answer["prompt_token_ids"]) for answer in answers]
+        starts = [common_prefix(base, answer["prompt_token_ids"]) for answer in answers]
         earliest = min(starts)
         if 0 < earliest < len(base) - 1:  # the cut moved by more than a token: ask again from there
             answers = await self._score(texts, earliest - 1)
@@ -204,7 +204,7 @@ def dtype_regex(dtype: type | str) -> str:
     return names[name]
 
 
-def _common(one: Sequence[int], other: Sequence[int]) -> int:
+def common_prefix(one: Sequence[Any], other: Sequence[Any]) -> int:
     """Length of the common prefix."""
     pairs = zip(one, other, strict=False)
     return next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(one), len(other)))

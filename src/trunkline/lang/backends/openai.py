@@ -11,7 +11,7 @@ from typing import Any
 
 from trunkline.config.credentials import environment_key
 from trunkline.lang.backends.backend import Backend, Piece, Prompt
-from trunkline.lang.backends.native import dtype_regex
+from trunkline.lang.backends.native import common_prefix, dtype_regex
 from trunkline.lang.chat_template import ChatTemplate, get_chat_template_by_model_path
 from trunkline.lang.choices import ChoicesDecision, mean_logprob
 from trunkline.lang.http import HttpClient
@@ -177,7 +177,10 @@ class OpenAI(Backend):
             raise self.unsupported("choices methods that need unconditional log-probabilities")
         body = {
             "model": self.model_name,
-            "prompt": [prompt.text + choice for choice in select.choices],
+            "prompt": [
+                *([prompt.text] if prompt.text else []),
+                *(prompt.text + one for one in select.choices),
+            ],
             "max_tokens": 0,
             "temperature": 0.0,
             "echo": True,
@@ -185,14 +188,14 @@ class OpenAI(Backend):
         }
         answer = await self._http.json("POST", "/completions" + self._query, body)
         self._count(answer.get("usage"))
+        found = [one["logprobs"] for one in sorted(answer["choices"], key=lambda one: one["index"])]
+        base = found.pop(0)["tokens"] if prompt.text else []
         inputs: list[list[Any]] = []
-        for choice in sorted(answer["choices"], key=lambda choice: choice["index"]):
-            found = choice["logprobs"]
-            ends = zip(found["token_logprobs"], found["tokens"], found["text_offset"], strict=True)
-            own = [
-                [logprob, None, token] for logprob, token, at in ends if at + len(token) > len(prompt.text)
+        for one in found:
+            entries = [
+                [lp, None, text] for lp, text in zip(one["token_logprobs"], one["tokens"], strict=True)
             ]
-            inputs.append(own or [[None, None, ""]])
+            inputs.append(entries[common_prefix(base, one["tokens"]) :] or entries[-1:])
         return select.method(
             choices=select.choices,
             normalized_prompt_logprobs=[mean_logprob(entries) for entries in inputs],

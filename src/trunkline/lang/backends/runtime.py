@@ -40,7 +40,8 @@ class Runtime:
         words["port"] = self.port = free_port(args.host, args.port)
         self.url = f"http://{args.host}:{self.port}"
         command = [sys.executable, "-m", "trunkline.launch_server", *_flags(words)]
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL)
+        out = None if log_level in ("debug", "info") else subprocess.DEVNULL  # errors go to stderr
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out)
         self.pid = process.pid
         self._close = weakref.finalize(self, _end, process)
         try:
