@@ -15,7 +15,7 @@ from trunkline.lang.http import EndpointError, HttpClient
 
 @asynccontextmanager
 async def client(server: FakeServer, **fields: str) -> AsyncIterator[HttpClient]:
-    http = HttpClient(server.url + "/root/", fields)
+    http = HttpClient(server.url + "/base/", fields)
     try:
         yield http
     finally:
@@ -28,13 +28,13 @@ async def test_connections_are_reused_and_replaced() -> None:
     with server.running():
         async with client(server, X_Key="k") as http:
             for i in range(3):
-                assert await http.json("POST", "/a", i) == {"path": "/root/a", "body": i}
+                assert await http.json("POST", "/a", i) == {"path": "/base/a", "body": i}
             assert server.connections == 1 and server.requests[0][2]["x_key"] == "k"
             await asyncio.gather(*(http.json("POST", "/b", i) for i in range(8)))
             assert server.connections <= 8
             server.hang_up = True
             for _ in range(3):  # the server closes each connection behind our back
-                assert (await http.json("GET", "/c"))["path"] == "/root/c"
+                assert (await http.json("GET", "/c"))["path"] == "/base/c"
                 await asyncio.sleep(0.01)
 
 
