@@ -20,12 +20,16 @@ from trunkline.bench.offline import Timeline, timed, with_pool
 from trunkline.bench.report import percentile, random_prompts, rate, show, spread
 from trunkline.bench.serving import Options, Sample, arrivals, measure, server_words, summary
 from trunkline.bench.sse import HttpError, events, fetch
+from trunkline.bench.startup import Options as StartupOptions
+from trunkline.bench.startup import measure as measure_start
+from trunkline.bench.startup import report as report_starts
 from trunkline.cli.chat import Options as ChatOptions
 from trunkline.cli.chat import Remote
 from trunkline.cli.main import main
 from trunkline.cli.make_model import make_model
 from trunkline.config.cli import parse
 from trunkline.config.flags import Args
+from trunkline.config.resolve import load_config
 from trunkline.types import RequestError
 
 ISSUE_FIELDS = {
@@ -337,3 +341,18 @@ def test_kernels_report_every_shape(
     assert result["read_gb_per_s"] > 0 and result["peak_gflop_per_s"] > 0
     assert main(words) == 0
     assert "of_limit" in capsys.readouterr().out
+
+
+# ---------------------------------------------------------------------- startup
+@pytest.mark.slow
+def test_the_memory_plan_bounds_what_a_start_takes(tmp_path: Path) -> None:
+    """Weights are in memory once, also while they load: a second copy is more than may be extra."""
+    folder = tmp_path / "model"
+    make_model("qwen3-0.6b", folder)
+    options = parse(["--model-path", str(folder), "--max-total-tokens", "1024"], StartupOptions)
+    resolved = load_config(options)
+    start = asyncio.run(measure_start(options))
+    found: dict[str, Any] = report_starts(resolved, [start])
+    assert found["first_token_s"] >= found["ready_s"] > 0
+    assert 0 < found["extra_bytes"] < 500_000_000 < found["weight_bytes"]
+    assert start.peak_rss_bytes < resolved.memory.needed

@@ -8,10 +8,11 @@ from importlib import import_module
 
 from trunkline.types import RequestError
 
-ABOUT = """usage: trunkline bench offline|serving|kernels [FLAGS]
+ABOUT = """usage: trunkline bench offline|serving|startup|kernels [FLAGS]
 
   offline   an engine in this process: prompt and output tokens a second, latencies
   serving   a server under open-loop load: a running one (--url), or one started for the purpose
+  startup   from the start of a server's process to its first token, and the memory that takes
   kernels   single operations against the limits of this machine
 
 `trunkline bench NAME --help` lists the flags. --json prints one line of JSON.
@@ -23,9 +24,11 @@ def run(words: list[str]) -> int:
     if kind in ("-h", "--help"):
         sys.stdout.write(ABOUT)
         return 0
-    if kind not in ("offline", "serving", "kernels"):
+    if kind not in ("offline", "serving", "startup", "kernels"):
         raise RequestError(
-            f"{kind!r} is no benchmark: choose offline, serving or kernels", code="unknown_flag", param=kind
+            f"{kind!r} is no benchmark: choose offline, serving, startup or kernels",
+            code="unknown_flag",
+            param=kind,
         )
     bench: Callable[[list[str]], int] = import_module(f"trunkline.bench.{kind}").run
     return bench(words[1:])

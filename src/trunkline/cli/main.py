@@ -32,7 +32,7 @@ COMMANDS = (
         "write a model with random weights, for tests and benchmarks",
         "trunkline.cli.make_model",
     ),
-    Command("bench", "measure: offline, serving, kernels", "trunkline.bench.command"),
+    Command("bench", "measure: offline, serving, startup, kernels", "trunkline.bench.command"),
     Command("version", "print the version", "trunkline.cli.version"),
 )
 

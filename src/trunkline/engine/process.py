@@ -8,6 +8,7 @@ process.
 from __future__ import annotations
 
 import faulthandler
+import gc
 import logging
 import os
 import shutil
@@ -85,10 +86,15 @@ def run_loop(core: EngineCore, channel: Channel) -> None:
             last_beat = now
 
 
-def serve(config: EngineConfig, channel: Channel) -> bool:
+def serve(config: EngineConfig, channel: Channel, *, own_process: bool = False) -> bool:
     """Build a core and serve until stopped. Tells the frontend of a fault; returns whether all went well."""
     try:
+        if own_process:
+            gc.disable()  # imports and loading make hundreds of thousands of objects, all of which stay
         core, ready = build_core(config)
+        if own_process:
+            gc.freeze()
+            gc.enable()
     except RequestError as error:
         channel.send(Failed(error.message, error.code))
         return False
@@ -152,7 +158,7 @@ def main(path: str) -> int:
     faulthandler.register(signal.SIGUSR1)  # the watchdog's wish, before it kills
     threading.Thread(target=_end_with_parent, args=(Path(path).parent,), daemon=True).start()
     channel = SocketChannel(path)
-    good = serve(config, channel)
+    good = serve(config, channel, own_process=True)
     channel.close()
     return 0 if good else 1
 

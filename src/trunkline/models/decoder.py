@@ -172,18 +172,23 @@ def load_decoder(
     """Load the model of `spec.path`, whose blocks `layer` builds. Raises ModelError."""
     checkpoint = Checkpoint(spec.path)
     load = LayerLoader(checkpoint, kernels, dtype, device)
-    table = load.tensor("model.embed_tokens.weight", spec.vocab_size, spec.hidden_size)
+    size = (spec.vocab_size, spec.hidden_size)
     if spec.tie_embeddings:
         checkpoint.skip("lm_head.weight")
+        table = load.mapped("model.embed_tokens.weight", *size)
         head = OutputHead(kernels, table)
         embedding = Embedding(kernels, table, head)
+        if embedding.table is table:  # look-ups need a copy of their own
+            embedding = Embedding(kernels, table.clone(), head)
     else:
-        head = OutputHead(kernels, load.tensor("lm_head.weight", spec.vocab_size, spec.hidden_size))
-        embedding = Embedding(kernels, table, None)
+        head = OutputHead(kernels, load.mapped("lm_head.weight", *size))
+        embedding = Embedding(kernels, load.tensor("model.embed_tokens.weight", *size), None)
+    checkpoint.release()
     layers = []
     for index in range(spec.num_layers):
         checkpoint.skip(f"model.layers.{index}.self_attn.rotary_emb.inv_freq")  # saved by old versions
         layers.append(layer(load.at(f"model.layers.{index}"), spec))
+        checkpoint.release()
     norm = load.norm("model.norm", spec.hidden_size, spec.rms_norm_eps)
     checkpoint.finish()
     return DecoderModel(embedding, layers, norm, head, RopeTable(spec, max_context, device))

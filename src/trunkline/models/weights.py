@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
+import mmap
 import sys
 from pathlib import Path
 from typing import Any
@@ -35,6 +37,7 @@ class Checkpoint:
         self.where = {name: shard for shard, file in self.shards.items() for name in file.keys()}  # noqa: SIM118
         self._check_index()
         self.left = set(self.where)
+        self._taken: list[Tensor] = []
         self._progress = tqdm(
             total=len(self.where),
             desc="loading weights",
@@ -106,8 +109,15 @@ class Checkpoint:
                 "wrong_dtype",
             )
         self.left.discard(name)
+        self._taken.append(tensor)
         self._progress.update()
         return tensor
+
+    def release(self) -> None:
+        """The tensors taken so far are not needed any more: their part of the files leaves memory."""
+        for tensor in self._taken:
+            _leave_memory(tensor)
+        self._taken.clear()
 
     def skip(self, *names: str) -> None:
         """Tensors that may be there and are not needed."""
@@ -116,6 +126,7 @@ class Checkpoint:
     def finish(self) -> None:
         """Close the files. Raises ModelError if a tensor was never asked for."""
         self._progress.close()
+        self._taken.clear()
         self.shards.clear()
         if self.left:
             raise ModelError(
@@ -128,6 +139,14 @@ class Checkpoint:
 def _some(names: list[str]) -> str:
     more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
     return ", ".join(names[:_NAMED]) + more
+
+
+def _leave_memory(tensor: Tensor) -> None:
+    """Drop the pages that lie wholly in a mapped tensor; the system's cache keeps them."""
+    begin = -(-tensor.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
+    size = (tensor.data_ptr() + tensor.nbytes - begin) // mmap.PAGESIZE * mmap.PAGESIZE
+    if size > 0:
+        ctypes.CDLL(None).madvise(ctypes.c_void_p(begin), ctypes.c_size_t(size), mmap.MADV_DONTNEED)
 
 
 class LayerLoader:
@@ -156,6 +175,10 @@ class LayerLoader:
         moved = found.to(self.device, self.dtype)
         return moved.clone() if moved.data_ptr() == found.data_ptr() else moved
 
+    def mapped(self, name: str, *shape: int) -> Tensor:
+        """A matrix that only packing needs: still in the file where no cast is needed."""
+        return self.checkpoint.take(self.prefix + name, shape).to(self.device, self.dtype)
+
     def norm(self, name: str, size: int, eps: float) -> RMSNorm:
         return RMSNorm(self.kernels, self.tensor(f"{name}.weight", size), eps)
 
@@ -170,8 +193,5 @@ class LayerLoader:
 
     def _weights(self, sizes: dict[str, int], inputs: int, bias: bool) -> tuple[list[Tensor], list[Tensor]]:
         """Weights still mapped where no cast is needed (packing is the copy), and biases."""
-        weights = [
-            self.checkpoint.take(f"{self.prefix}{name}.weight", (size, inputs)).to(self.device, self.dtype)
-            for name, size in sizes.items()
-        ]
+        weights = [self.mapped(f"{name}.weight", size, inputs) for name, size in sizes.items()]
         return weights, [self.tensor(f"{name}.bias", size) for name, size in sizes.items()] if bias else []

@@ -56,9 +56,8 @@ def run_server(resolved: Resolved) -> None:
 
 
 async def _serve(config: EngineConfig, listener: socket.socket, started: float) -> None:
-    model = load_served_model(config)  # before the engine: a broken folder is known at once
     with _cancelled_by_signals():
-        client = await EngineClient.launch(config)
+        client, model = await _start(config)
     try:
         frontend = Frontend(client, model.tokenizer, config)
         server = _DrainingServer(build_app(frontend, model, Metrics(model.name)), client)
@@ -76,6 +75,21 @@ async def _serve(config: EngineConfig, listener: socket.socket, started: float) 
             raise RequestError(client.health.reason, code="engine_dead", status=503)
     finally:
         await client.close()
+
+
+async def _start(config: EngineConfig) -> tuple[EngineClient, ServedModel]:
+    """The engine loads its weights while the text layer loads here; what fails first ends both."""
+    engine = asyncio.create_task(EngineClient.launch(config))
+    for _ in range(2):  # its own turn and that of the task it makes, which starts the process
+        await asyncio.sleep(0)
+    try:
+        model = await asyncio.to_thread(load_served_model, config)
+        return await engine, model
+    except BaseException:
+        engine.cancel()
+        with contextlib.suppress(asyncio.CancelledError, RequestError):
+            await (await engine).close()
+        raise
 
 
 class _DrainingServer(uvicorn.Server):
