@@ -7,7 +7,15 @@ from __future__ import annotations
 
 import msgspec
 
-from trunkline.types import CacheKey, FinishReason, LogprobParams, SamplingParams, TokenLogprobs
+from trunkline.types import (
+    CacheKey,
+    FinishReason,
+    GrammarSpec,
+    LogprobParams,
+    SamplingParams,
+    Thinking,
+    TokenLogprobs,
+)
 
 
 class AddRequest(msgspec.Struct, frozen=True, tag="add", omit_defaults=True, kw_only=True):
@@ -19,6 +27,8 @@ class AddRequest(msgspec.Struct, frozen=True, tag="add", omit_defaults=True, kw_
     logprobs: LogprobParams | None = None
     cache_key: CacheKey = CacheKey()
     priority: int = 0
+    grammar: GrammarSpec | None = None  # what the output must match, behind its reasoning if it has any
+    thinking: Thinking | None = None  # the output begins with reasoning
 
 
 class Abort(msgspec.Struct, frozen=True, tag="abort"):
@@ -58,6 +68,7 @@ class TokensOut(msgspec.Struct, frozen=True, tag="out", omit_defaults=True, kw_o
     prompt_logprobs: list[TokenLogprobs] | None = None
     cached_tokens: int = 0  # prompt tokens taken from the prefix cache
     retractions: int = 0  # times the request was preempted
+    forced: list[int] = []  # indices into `token_ids` of those that its grammar dictated: no step chose them
     finish: FinishReason | None = None
 
 

@@ -27,6 +27,7 @@ class FinishReason(msgspec.Struct, frozen=True, omit_defaults=True):
     code: str | None = None  # stable error code, for kind "abort"
     status: int | None = None  # HTTP status, for kind "abort"
     param: str | None = None  # offending field, for a refusal
+    pointer: str | None = None  # JSON pointer to the offending part of it
 
 
 class SamplingParams(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
@@ -76,6 +77,31 @@ class TokenLogprobs(msgspec.Struct, frozen=True, array_like=True):
     logprob: float | None  # None only at the first reported prompt position
     top: list[tuple[int, float]] = []  # (token id, logprob), most likely first
     chosen: list[tuple[int, float]] = []  # for LogprobParams.token_ids, in their order
+
+
+GrammarKind = Literal["json_schema", "json_object", "regex", "ebnf", "choices", "structural_tag"]
+
+
+class GrammarSpec(msgspec.Struct, frozen=True):
+    """A constraint as it is asked for; hashable, so that it keys the cache of compiled grammars.
+
+    `source` by kind: json_schema - the schema as JSON text; json_object - "" (any JSON object); regex - the
+    pattern, which the whole output matches; ebnf - the grammar's text; choices - a JSON array of strings;
+    structural_tag - the tag as JSON text.
+    """
+
+    kind: GrammarKind
+    source: str = ""
+
+
+class Thinking(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The output begins with reasoning, up to the first `end_ids`; a grammar holds for what follows.
+
+    After `max_tokens` tokens of reasoning, its end is forced.
+    """
+
+    end_ids: tuple[int, ...]
+    max_tokens: int | None = None
 
 
 class CacheKey(msgspec.Struct, frozen=True):

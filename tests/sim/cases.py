@@ -7,10 +7,11 @@ from random import Random
 
 import msgspec
 
+from tests.sim.grammar import BAD, BREAKS
 from tests.sim.toy_lm import NUM_SAMPLED, VOCAB_SIZE, generate
 from trunkline.config.schema import SchedulerConfig
 from trunkline.messages import AddRequest
-from trunkline.types import CacheKey, LogprobParams, SamplingParams
+from trunkline.types import CacheKey, GrammarSpec, LogprobParams, SamplingParams, Thinking
 
 
 @dataclass(slots=True)
@@ -47,6 +48,8 @@ class Case:
     most_at_once: int | None = None  # a registered constraint: tokens of one request in one step
     pauses: bool = False  # a registered constraint: a request may run nothing now and then
     exact: bool = False
+    jump_forward: bool = True
+    compile_steps: int = 0  # most steps that a grammar takes to compile
 
 
 def fits_context(message: AddRequest, max_context: int) -> bool:
@@ -106,6 +109,8 @@ def make_case(seed: int) -> Case:
         stats_at=rng.randrange(last + 20) if rng.random() < 0.2 else None,
         breaks=_breaks(rng) if rng.random() < 0.06 else {},
         pauses=rng.random() < 0.05,
+        jump_forward=rng.random() < 0.8,
+        compile_steps=rng.choice((0, 0, 1, 6)),
     )
 
 
@@ -129,6 +134,7 @@ def _submissions(rng: Random, page_size: int, max_context: int, crowded: bool) -
     found: list[Submission] = []
     spread = rng.choice((0, 1) if crowded else (0, 1, 4, 12))
     at = 0
+    guided = rng.choice((0.0, 0.0, 0.5, 1.0))  # share of requests with a grammar
     count = rng.choice((3, 5, 8) if crowded else (1, 2, 4, 6, 8, 10))
     for index in range(100 if rng.random() < 0.002 else count):
         if found and rng.random() < 0.15:
@@ -141,7 +147,11 @@ def _submissions(rng: Random, page_size: int, max_context: int, crowded: bool) -
             prompt = rng.choice(stems) + _tokens(rng, rng.choice((0, 1, 2, page_size, rng.randrange(8))))
             prompt = prompt or _tokens(rng, 1)
         entry = Submission(_message(rng, f"r{index}", prompt, key, crowded), at)
+        if guided > rng.random():
+            entry.message = _guide(rng, entry.message)
         _complicate(rng, entry, max_context)
+        if entry.again is not None and guided > rng.random():
+            entry.again = _guide(rng, entry.again)
         found.append(entry)
         at += rng.randrange(spread + 1)
     for entry in list(found):
@@ -183,6 +193,17 @@ def _message(rng: Random, rid: str, prompt: list[int], key: CacheKey, crowded: b
         cache_key=key,
         priority=rng.choice((0, 0, 0, 0, 1, -1)),
     )
+
+
+def _guide(rng: Random, message: AddRequest) -> AddRequest:
+    """With a grammar, reasoning before it, or only a bound on reasoning."""
+    source = rng.choice(("a", "b", "c", "d", "e")) if rng.random() < 0.93 else rng.choice((BAD, BREAKS))
+    grammar = GrammarSpec("regex", source) if rng.random() < 0.9 else None
+    thinking = None
+    if rng.random() < 0.3:
+        end = tuple(rng.randrange(2, 8) for _ in range(rng.choice((1, 1, 2, 3))))
+        thinking = Thinking(end, rng.choice((None, 0, 1, 3, 6)))
+    return msgspec.structs.replace(message, grammar=grammar, thinking=thinking)
 
 
 def _complicate(rng: Random, entry: Submission, max_context: int) -> None:

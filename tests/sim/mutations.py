@@ -17,8 +17,11 @@ from tests.sim.cases import make_case
 from tests.sim.runner import describe, run_case, without_logging
 from trunkline.cache import PrefixCache
 from trunkline.engine.core import EngineCore
+from trunkline.engine.guidance import Guidance
+from trunkline.scheduler import guide as guide_module
 from trunkline.scheduler import scheduler as scheduler_module
 from trunkline.scheduler.claims import PrefixClaims
+from trunkline.scheduler.guide import Guide
 from trunkline.scheduler.request import Request
 from trunkline.scheduler.scheduler import Scheduler
 from trunkline.types import CacheKey
@@ -270,7 +273,173 @@ def _drafts_always(original: Any, self: Scheduler, chosen: Any) -> Any:
     return plan
 
 
+# ---------------------------------------------------------------------- grammars
+def _during(change: Callable[[Scheduler, Request], tuple[Any, str, Any]]) -> Wrapper:
+    """Change (owner, attribute, value) while a method that works on a request runs."""
+
+    def wrapper(original: Any, self: Scheduler, request: Request, *args: Any) -> Any:
+        owner, name, value = change(self, request)
+        before = getattr(owner, name)
+        setattr(owner, name, value)
+        try:
+            return original(self, request, *args)
+        finally:
+            setattr(owner, name, before)
+
+    return wrapper
+
+
+def _announces_no_masks(original: Any, self: Scheduler, chosen: Any) -> Any:
+    return msgspec.structs.replace(original(self, chosen), needs_prev_tokens=False)
+
+
+def _masks_too_early(original: Any, self: Scheduler, plan: Any) -> Any:
+    promised = {request: request.pending for request in self._running if request.pending > 1}
+    for request in promised:
+        request.pending = 1
+    rows = original(self, plan)
+    for request, pending in promised.items():
+        request.pending = pending
+    return rows
+
+
+def _promise_stands(original: Any, self: Scheduler, request: Request) -> Any:
+    pending = request.pending
+    reason = original(self, request)
+    request.pending, request.withdrawn = pending, False
+    return reason
+
+
+def _tells_nobody(original: Any, self: Scheduler, request: Request) -> Any:
+    before = len(self._appends)
+    reason = original(self, request)
+    del self._appends[before:]
+    return reason
+
+
+def _matcher_stays(original: Any, self: Scheduler, request: Request) -> Any:
+    guide = request.guide
+    if guide is None or guide._matcher is None:
+        return original(self, request)
+    matcher = guide._matcher.fork()
+    reason = original(self, request)
+    guide._matcher = matcher
+    return reason
+
+
+def _keeps_appends(original: Any, self: Scheduler, request: Request) -> None:
+    appends = list(self._appends)
+    original(self, request)
+    self._appends = appends
+
+
+def _guide_starts_again(original: Any, self: Scheduler, request: Request) -> None:
+    original(self, request)
+    guide = request.guide
+    if guide is not None and guide._matcher is not None:
+        matcher = guide._matcher.fork()
+        matcher.rollback(len(matcher.tokens))  # type: ignore[attr-defined]  # a ToyMatcher
+        guide._matcher = matcher
+
+
+def _may_end_in_thought(original: Any, self: Guide, *args: Any) -> None:
+    eos, self._eos_ids = self._eos_ids, ()
+    original(self, *args)
+    self._eos_ids = eos
+
+
+def _minimum_is_absolute(original: Any, self: Guide, row: Any, banned: Any) -> None:
+    original(self, row, ())
+    row[:] = guide_module._without(row, banned)
+
+
+def _minimum_forgotten(original: Any, self: Guide, row: Any, banned: Any) -> None:
+    original(self, row, ())
+
+
+def _result_for_any(original: Any, self: Guidance, request: Request, done: Any) -> None:
+    """A compilation is found again by the request's id alone."""
+    if request.rid in self._compiling:
+        self._compiling[request.rid] = done
+    original(self, request, done)
+
+
 MUTATIONS = (
+    Mutation(
+        "masks_not_announced",
+        "a plan with constrained rows does not wait for the tokens before",
+        ((Scheduler, "_commit"),),
+        _announces_no_masks,
+    ),
+    Mutation(
+        "mask_too_early",
+        "a mask is made before the token before it is known",
+        ((Scheduler, "guided"),),
+        _masks_too_early,
+    ),
+    Mutation(
+        "promise_not_withdrawn",
+        "what a step in flight samples counts, though it is known already",
+        ((Scheduler, "_jump"),),
+        _promise_stands,
+    ),
+    Mutation(
+        "append_not_told", "the worker is not told of forced tokens", ((Scheduler, "_jump"),), _tells_nobody
+    ),
+    Mutation(
+        "forced_not_followed",
+        "the matcher does not take the forced tokens",
+        ((Scheduler, "_jump"),),
+        _matcher_stays,
+    ),
+    Mutation(
+        "forced_past_limit",
+        "forced tokens exceed max_new_tokens",
+        ((Scheduler, "_jump"),),
+        _during(lambda scheduler, request: (request, "max_tokens", request.max_tokens + 64)),
+    ),
+    Mutation(
+        "forced_past_stop",
+        "forced tokens go on behind a stop token",
+        ((Scheduler, "_jump"),),
+        _during(lambda scheduler, request: (request, "stops", frozenset())),
+    ),
+    Mutation(
+        "appends_of_the_gone",
+        "forced tokens of a request that left are still handed to its row",
+        ((Scheduler, "_leave_row"),),
+        _keeps_appends,
+    ),
+    Mutation(
+        "guide_starts_again",
+        "a preempted request's grammar starts from nothing",
+        ((Scheduler, "_preempt"),),
+        _guide_starts_again,
+    ),
+    Mutation(
+        "ends_in_thought",
+        "an output may end in its reasoning, its grammar unmet",
+        ((Guide, "_fill_thinking"),),
+        _may_end_in_thought,
+    ),
+    Mutation(
+        "minimum_is_absolute",
+        "min_new_tokens leaves a finished grammar without a token",
+        ((Guide, "fill_mask"),),
+        _minimum_is_absolute,
+    ),
+    Mutation(
+        "minimum_forgotten",
+        "a grammar ends an output before min_new_tokens where it could go on",
+        ((Guide, "fill_mask"),),
+        _minimum_forgotten,
+    ),
+    Mutation(
+        "grammar_of_another",
+        "a request gets the grammar of an aborted one with its id",
+        ((Guidance, "_announce"),),
+        _result_for_any,
+    ),
     Mutation(
         "hit_covers_last_token",
         "a prefix hit may cover the last token",

@@ -12,10 +12,12 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from tests.sim.cases import Case, Submission, distinct_prompt_tokens, fits_context, make_case, pages_needed
+from tests.sim.grammar import BAD, BREAKS, ToyCompiler, choices
 from tests.sim.toy_lm import EOS_IDS, VOCAB_SIZE, Expected, generate
 from tests.sim.worker import Arrival, ProtocolError, ToyWorker
 from trunkline.cache import PrefixCache
 from trunkline.engine.core import EngineCore
+from trunkline.engine.guidance import Guidance
 from trunkline.messages import (
     Abort,
     AddRequest,
@@ -35,6 +37,7 @@ from trunkline.scheduler.scheduler import Constraint, Scheduler
 from trunkline.types import RequestError, TokenLogprobs
 
 FAULT_CODES = ("request_failed", "step_failed")
+GRAMMAR_FAULTS = {"invalid_grammar": BAD, "grammar_too_complex": BREAKS}  # code -> grammar that has it
 
 
 class SimulationError(AssertionError):
@@ -117,7 +120,9 @@ class Simulation:
             VOCAB_SIZE,
             num_drafts=case.num_drafts,
             constraints=constraints_of(case),
+            jump_forward=case.jump_forward,
         )
+        self.compiler = ToyCompiler(case.compile_steps)
         self.arrivals: dict[str, Arrival] = {}
         self.worker = ToyWorker(
             num_pages=case.num_pages,
@@ -135,7 +140,8 @@ class Simulation:
         )
         self.worker.trace = self._seen
         self._trace = trace
-        self.core = EngineCore(self.scheduler, self.worker, case.scheduler.depth)
+        guidance = Guidance(self.compiler, EOS_IDS, VOCAB_SIZE)
+        self.core = EngineCore(self.scheduler, self.worker, case.scheduler.depth, guidance)
         self.live: dict[str, Stream] = {}
         self.counts: Counter[str] = Counter()
         self._events: list[tuple[int, int, Callable[[], None]]] = []
@@ -170,11 +176,12 @@ class Simulation:
         outputs = self.core.step()
         self._steps += 1
         self.counts["steps"] += 1
+        self.compiler.tick()
         for out in outputs:
             self._take(out)
         self._check()
         runs = outputs or self.worker.ran_rows or self.worker.in_flight
-        self._idle = 0 if runs or not self.core.has_work else self._idle + 1
+        self._idle = 0 if runs or not self.core.can_step else self._idle + 1
         expect(self._idle < 3, "livelock: there is work, but nothing runs")
 
     def _check(self) -> None:
@@ -188,6 +195,9 @@ class Simulation:
             self._trace(plan)
         self.counts["swaps"] += sum(not self._is_growth(entry) for entry in plan.new_pages)
         self.counts["chunks"] += sum(not row.samples for row in plan.rows)
+        jumped = {entry.row for entry in plan.appends}
+        waited = [result.plan for result in self.worker.in_flight]
+        self.counts["withdrawn"] += sum(row.row in jumped for late in waited for row in late.rows)
         self.counts["drafts"] += sum(row.num_drafts for row in plan.rows)
         self._check_order(plan)
 
@@ -220,7 +230,11 @@ class Simulation:
             m for entry in self.case.submissions for m in (entry.message, entry.again) if m is not None
         ]
         limits = [context if m.params.max_new_tokens is None else m.params.max_new_tokens for m in messages]
-        return 80 + sum(min(context, len(m.token_ids) + new) for m, new in zip(messages, limits, strict=True))
+        return (
+            80
+            + 7 * self.case.compile_steps
+            + sum(min(context, len(m.token_ids) + new) for m, new in zip(messages, limits, strict=True))
+        )
 
     # ------------------------------------------------------------------ what clients do
     def submit(self, entry: Submission, message: AddRequest) -> None:
@@ -251,7 +265,7 @@ class Simulation:
     def _add(self, message: AddRequest, received: int) -> bool:
         if received:
             try:
-                self.scheduler.add(message, received=received)
+                self.core.guidance.start(self.scheduler.add(message, received=received))
             except RequestError:
                 return True
             return False
@@ -278,6 +292,8 @@ class Simulation:
 
     def _phase(self, rid: str) -> str:
         request = self.scheduler._requests[rid]
+        if request in self.scheduler._blocked:
+            return "compiling"
         if request.row < 0:
             return "preempted" if request.retractions else "waiting"
         return "prefill" if len(request.tokens) == request.prompt_len else "decode"
@@ -327,6 +343,8 @@ class Simulation:
         stream.token_ids += out.token_ids
         stream.logprobs += out.logprobs or []
         self.counts["tokens"] += len(out.token_ids)
+        self.counts["forced"] += len(out.forced)
+        self._check_forced(stream, out)
         if out.prompt_logprobs is not None:
             expect(stream.prompt_logprobs is None, f"{out.rid}: prompt logprobs came twice")
             stream.prompt_logprobs = out.prompt_logprobs
@@ -359,6 +377,14 @@ class Simulation:
             f"{out.rid}: prompt logprobs {stream.prompt_logprobs}, should be {want.prompt_logprobs}",
         )
 
+    def _check_forced(self, stream: Stream, out: TokensOut) -> None:
+        """Only tokens of a grammar that left no choice, none of which was asked for with its logprobs."""
+        first, message = len(stream.token_ids) - len(out.token_ids), stream.message
+        for index in out.forced:
+            left = choices(message, stream.token_ids[: first + index])
+            expect(left == {out.token_ids[index]}, f"{out.rid}: {left} could follow, yet a token was forced")
+        expect(not out.forced or message.logprobs is None, f"{out.rid}: forced tokens without logprobs")
+
     def _check_counts(self, stream: Stream, out: TokensOut) -> None:
         if out.finish is not None and out.finish.kind == "abort":
             return
@@ -367,8 +393,9 @@ class Simulation:
         if stream.cached_tokens is None:
             self.counts["cached_tokens"] += cached
         stream.cached_tokens = cached
-        expect(0 <= cached < prompt, f"{out.rid}: {cached} of {prompt} prompt tokens cached")
-        if not stream.received:
+        dictated = stream.message.grammar is not None  # what is dictated first stands behind the prompt
+        expect(0 <= cached < prompt + dictated, f"{out.rid}: {cached} of {prompt} prompt tokens cached")
+        if not stream.received and not (dictated and cached == prompt):
             expect(cached % self.case.page_size == 0, f"{out.rid}: {cached} tokens cached, not whole pages")
             expect(
                 self.case.prefix_cache or cached == 0, f"{out.rid}: {cached} tokens cached without a cache"
@@ -379,6 +406,11 @@ class Simulation:
 
     def _check_fault(self, stream: Stream, out: TokensOut) -> None:
         assert out.finish is not None
+        if out.finish.code in GRAMMAR_FAULTS:
+            spec, wrong = stream.message.grammar, GRAMMAR_FAULTS[out.finish.code]
+            expect(spec is not None and spec.source == wrong, f"{out.rid}: ended by {out.finish}")
+            self.counts[out.finish.code] += 1
+            return
         planted = (
             stream.submission.fails_at >= 0 if out.finish.code == "request_failed" else bool(self.case.breaks)
         )
@@ -387,6 +419,7 @@ class Simulation:
 
     # ------------------------------------------------------------------ the end
     def finish(self) -> None:
+        self.counts["masks"] += self.compiler.asked["masks"]
         expect(not self.live, f"requests without an end: {list(self.live)}")
         self.core.step()  # hands over the last retires
         expect(not (self.strict and self.worker.rows), f"rows never retired: {sorted(self.worker.rows)}")
@@ -407,6 +440,7 @@ class Simulation:
             counters["requests"] == ended == self.counts["requests"], f"requests do not add up: {counters}"
         )
         expect(counters["finished"] == self.counts["finished"], f"finished do not add up: {counters}")
+        expect(counters["forced_tokens"] == self.counts["forced"], f"forced tokens do not add up: {counters}")
         expect(counters["generated_tokens"] == self.counts["tokens"], f"tokens do not add up: {counters}")
         if not self.case.breaks:
             expect(

@@ -48,6 +48,8 @@ def _smaller(case: Case) -> Iterator[Case]:
         replace(case, needs_host_seq_lens=False),
         replace(case, most_at_once=None),
         replace(case, pauses=False),
+        replace(case, jump_forward=False),
+        replace(case, compile_steps=0),
     ):
         if changed != case:
             yield changed
@@ -70,6 +72,9 @@ def _simpler(entry: Submission) -> Iterator[Submission]:
             yield replace(entry, **{name: getattr(plain, name)})
     if message.logprobs is not None:
         yield replace(entry, message=msgspec.structs.replace(message, logprobs=None))
+    for name in ("thinking", "grammar"):
+        if getattr(message, name) is not None:
+            yield replace(entry, message=msgspec.structs.replace(message, **{name: None}))
     if message.priority:
         yield replace(entry, message=msgspec.structs.replace(message, priority=0))
     if entry.at:

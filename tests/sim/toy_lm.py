@@ -8,22 +8,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from tests.sim.grammar import choices
+from tests.sim.integers import EOS_IDS as EOS_IDS
+from tests.sim.integers import NUM_SAMPLED as NUM_SAMPLED
+from tests.sim.integers import VOCAB_SIZE as VOCAB_SIZE
+from tests.sim.integers import mix as mix
 from trunkline.messages import AddRequest
 from trunkline.types import CacheKey, FinishReason, LogprobParams, SamplingParams, TokenLogprobs
-
-VOCAB_SIZE = 64
-NUM_SAMPLED = 24  # the model yields ids below; ids from NUM_SAMPLED on occur in prompts only
-EOS_IDS = (0, 1)
-
-_MASK = (1 << 60) - 1
-
-
-def mix(value: int) -> int:
-    """A 60-bit hash. Own arithmetic, so that recorded plans do not depend on the Python version."""
-    value = (value * 0x2545F4914F6CDD1D) & _MASK
-    value ^= value >> 29
-    value = (value * 0x1B03738712FAD5C9) & _MASK
-    return value ^ (value >> 32)
 
 
 def start_state(key: CacheKey) -> int:
@@ -56,10 +47,14 @@ class Chooser:
             banned=frozenset(EOS_IDS + params.stop_token_ids),
         )
 
-    def __call__(self, attended: int, num_out: int) -> int:
-        """The token after a position. `penalty` stands for penalties: it depends on the outputs so far."""
+    def __call__(self, attended: int, num_out: int, choices: frozenset[int] | None = None) -> int:
+        """The token after a position, one of `choices` if there are any. `penalty` stands for penalties: it
+        depends on the outputs so far."""
         token = mix(attended ^ self.seed ^ (self.penalty * num_out)) % NUM_SAMPLED
-        if num_out < self.min_new:
+        if choices is not None:
+            while token not in choices:
+                token = (token + 1) % VOCAB_SIZE
+        elif num_out < self.min_new:
             while token in self.banned:
                 token = (token + 1) % NUM_SAMPLED
         return token
@@ -99,12 +94,13 @@ def generate(message: AddRequest, max_context: int) -> Expected:
         attended += slot_of(attended, token, position)
     room = max_context - len(message.token_ids)
     limit = room if params.max_new_tokens is None else min(room, params.max_new_tokens)
-    stops = frozenset(params.stop_token_ids if params.ignore_eos else EOS_IDS + params.stop_token_ids)
+    ends = () if params.ignore_eos and message.grammar is None else EOS_IDS
+    stops = frozenset(ends + params.stop_token_ids)
     out: list[int] = []
     logprobs: list[TokenLogprobs] = []
     finish = FinishReason("length")
     while len(out) < limit:
-        token = choose(attended, len(out))
+        token = choose(attended, len(out), choices(message, out))
         if wanted is not None:
             logprobs.append(token_logprobs(attended, token, wanted))
         out.append(token)

@@ -9,8 +9,19 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
+
 from tests.sim.toy_lm import Chooser, draft, slot_of, start_state, token_logprobs
-from trunkline.scheduler.plan import Admit, PagesAt, RowOutput, RowStep, StepOutput, StepPlan
+from trunkline.scheduler.plan import (
+    Admit,
+    Masks,
+    PagesAt,
+    RowOutput,
+    RowStep,
+    StepOutput,
+    StepPlan,
+    TokensAt,
+)
 from trunkline.types import CacheKey, LogprobParams, TokenLogprobs
 
 
@@ -155,6 +166,8 @@ class ToyWorker:
         for change in plan.new_pages:
             self._change_table(change)
         self._settle_new_pages(shared)
+        for entry in plan.appends:
+            self._append(entry)
         self._break("forward", plan)
         self.require(
             plan.num_tokens <= self.step_tokens, f"{plan.num_tokens} tokens, budget {self.step_tokens}"
@@ -165,10 +178,19 @@ class ToyWorker:
         fails = plan.step in self.breaks
         return ToyStep(plan, [self._run(step, shared, fails) for step in plan.rows])
 
-    def sample(self, step: ToyStep, masks: None) -> ToyResult:
-        self.require(masks is None, "masks without a grammar")
+    def sample(self, step: ToyStep, masks: Masks | None) -> ToyResult:
         self._break("sample", step.plan)
-        output = StepOutput([self._sample(computed) for computed in step.rows])
+        sampling = [computed for computed in step.rows if computed.step.samples]
+        choices: dict[int, frozenset[int]] = {}  # by row
+        if masks is not None:
+            self.require(step.plan.needs_prev_tokens, "masks that the plan did not announce")
+            self.require(not self.in_flight, "masks made while tokens before them were not known")
+            self.require(list(masks.at) == sorted(set(masks.at)), f"masks at {masks.at}")
+            for at, words in zip(masks.at, masks.words, strict=True):
+                bits = np.unpackbits(words.view(np.uint8), bitorder="little")
+                self.require(bool(bits.any()), "a mask that allows nothing")
+                choices[sampling[at].step.row] = frozenset(np.flatnonzero(bits).tolist())
+        output = StepOutput([self._sample(computed, choices) for computed in step.rows])
         result = ToyResult(self, step.plan, output, self.breaks.get(step.plan.step) == "result")
         self.in_flight.append(result)
         self.require(
@@ -239,6 +261,18 @@ class ToyWorker:
         self._attach_new(row, admit.pages[hit:])
         self._fill(row, hit, what)
         arrival.received = 0  # a preempted request has to compute it again
+
+    def _append(self, entry: TokensAt) -> None:
+        what = f"tokens from {entry.start} for row {entry.row}"
+        self.require(entry.row in self.rows, f"{what}, which is not live")
+        row = self.rows[entry.row]
+        self.require(
+            row.computed <= entry.start <= len(row.tokens),
+            f"{what}: {row.computed} computed, {len(row.tokens)} known",
+        )
+        self.require(bool(entry.token_ids), f"{what}: none")
+        row.tokens[entry.start :] = entry.token_ids
+        row.drafts = []
 
     def _fill(self, row: Row, hit: int, what: str) -> None:
         """The first `hit` pages must hold KV of this very prefix; with none, it is received now."""
@@ -354,7 +388,7 @@ class ToyWorker:
         return total
 
     # ------------------------------------------------------------------ sample
-    def _sample(self, run: Computed) -> RowOutput:
+    def _sample(self, run: Computed, choices: dict[int, frozenset[int]]) -> RowOutput:
         row, step = run.row, run.step
         fails = row.steps == row.arrival.fails_at
         row.steps += 1
@@ -369,7 +403,7 @@ class ToyWorker:
         num_out = len(row.tokens) - row.prompt_len
         for i in range(step.num_drafts + 1):
             attended = run.attended[base - 1 + i]
-            token = row.choose(attended, num_out + i)
+            token = row.choose(attended, num_out + i, choices.get(step.row))
             out.append(token)
             if row.wanted is not None:
                 logprobs.append(token_logprobs(attended, token, row.wanted))

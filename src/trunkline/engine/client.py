@@ -340,7 +340,7 @@ class ThreadTransport:
 
     def __init__(self, config: EngineConfig) -> None:
         self._config = config
-        self._inbox: queue.SimpleQueue[ToCore] = queue.SimpleQueue()
+        self._inbox: queue.SimpleQueue[ToCore | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
 
     async def send(self, message: ToCore) -> None:
@@ -375,19 +375,22 @@ class _ThreadChannel:
 
     def __init__(
         self,
-        inbox: queue.SimpleQueue[ToCore],
+        inbox: queue.SimpleQueue[ToCore | None],  # None only wakes
         loop: asyncio.AbstractEventLoop,
         deliver: Callable[[FromCore], None],
     ) -> None:
         self._inbox, self._loop, self._deliver = inbox, loop, deliver
 
     def receive(self, timeout: float) -> list[ToCore]:
-        messages: list[ToCore] = []
+        messages: list[ToCore | None] = []
         with contextlib.suppress(queue.Empty):
             messages.append(self._inbox.get(timeout > 0, timeout))
             while True:
                 messages.append(self._inbox.get_nowait())
-        return messages
+        return [message for message in messages if message is not None]
+
+    def wake(self) -> None:
+        self._inbox.put(None)
 
     def send(self, message: FromCore) -> None:
         _call_in(self._loop, self._deliver, message)

@@ -10,6 +10,7 @@ import logging
 from collections import deque
 from typing import Any, Protocol
 
+from trunkline.engine.guidance import Guidance
 from trunkline.messages import (
     Abort,
     AddRequest,
@@ -23,7 +24,8 @@ from trunkline.messages import (
     ToCore,
     TokensOut,
 )
-from trunkline.scheduler.plan import StepOutput, StepPlan
+from trunkline.scheduler.guide import failure
+from trunkline.scheduler.plan import Masks, StepOutput, StepPlan
 from trunkline.scheduler.scheduler import Scheduler
 from trunkline.types import FinishReason, RequestError
 
@@ -49,8 +51,8 @@ class Worker(Protocol):
         """Apply the plan's changes of rows and pages and launch its forward pass."""
         ...
 
-    def sample(self, step: Any, masks: None) -> PendingOutput:
-        """Choose tokens and put them into the rows, so that the next forward needs nothing from the host."""
+    def sample(self, step: Any, masks: Masks | None) -> PendingOutput:
+        """Choose tokens, where there are masks only allowed ones, and put them into the rows, so that the next forward needs nothing from the host."""
         ...
 
 
@@ -59,11 +61,17 @@ class EngineDead(Exception):
 
 
 class EngineCore:
-    """Owns a scheduler and a worker; `handle` takes messages in, `step` runs one step of the loop."""
+    """Owns a scheduler and a worker; `handle` takes messages in, `step` runs one step of the loop.
 
-    def __init__(self, scheduler: Scheduler, worker: Worker, depth: int) -> None:
+    `guidance` compiles the grammars of requests; without it they are refused.
+    """
+
+    def __init__(
+        self, scheduler: Scheduler, worker: Worker, depth: int, guidance: Guidance | None = None
+    ) -> None:
         self.scheduler = scheduler
         self.worker = worker
+        self.guidance = guidance or Guidance()
         self.depth = depth
         self.steps = 0
         self.stopping = False
@@ -74,31 +82,36 @@ class EngineCore:
     def has_work(self) -> bool:
         return self.scheduler.has_work
 
+    @property
+    def can_step(self) -> bool:
+        """Whether a step would do anything now: not while all requests wait for their grammars."""
+        return self.scheduler.can_step or self.guidance.has_news
+
     # ------------------------------------------------------------------ messages
     def handle(self, message: ToCore) -> list[FromCore]:
         match message:
             case AddRequest():
                 try:
-                    self.scheduler.add(message)
+                    self.guidance.check(message)
+                    request = self.scheduler.add(message)
                 except RequestError as error:
-                    reason = FinishReason(
-                        "abort",
-                        message=error.message,
-                        code=error.code,
-                        status=error.status,
-                        param=error.param,
-                    )
-                    return [Outputs([TokensOut(rid=message.rid, finish=reason)])]
+                    return [Outputs([TokensOut(rid=message.rid, finish=failure(error))])]
+                self.guidance.start(request)
                 return []
             case Abort(all=True):
                 return [Outputs(self.scheduler.abort_all())]
             case Abort():
                 self.scheduler.abort(message.rid)
+                self.guidance.forget(message.rid)
                 return []
             case FlushCache():
                 return [self._flush(message.call)]
             case GetStats():
-                counters = {**self.scheduler.counters, "evicted_tokens": self.scheduler.cache.evicted_tokens}
+                counters = {
+                    **self.scheduler.counters,
+                    **self.guidance.counters,
+                    "evicted_tokens": self.scheduler.cache.evicted_tokens,
+                }
                 return [Stats(call=message.call, gauges=self.scheduler.gauges(), counters=dict(counters))]
             case Shutdown():
                 self.stopping = True
@@ -122,21 +135,30 @@ class EngineCore:
         Raises EngineDead after several broken steps in a row.
         """
         outputs: list[TokensOut] = []
+        for request, result in self.guidance.news():
+            if isinstance(result, FinishReason):
+                outputs += self.scheduler.refuse(request, result)
+            else:
+                outputs += self.scheduler.unblock(request, result)
         if self.worker.needs_host_seq_lens:
             self._retire(0, outputs)
         plan = self.scheduler.schedule()
         if plan.is_empty and not self._in_flight:
             return outputs
         self.steps += 1
+        masks = self.guidance.begin_masks(self.scheduler.guided(plan) if plan.needs_prev_tokens else ())
         try:
             step = self.worker.forward(plan)
             if plan.needs_prev_tokens:
                 self._retire(0, outputs)
+                masks.add(self.scheduler.guided(plan))
             if plan.rows:
-                self._in_flight.append((plan, self.worker.sample(step, None)))
+                self._in_flight.append((plan, self.worker.sample(step, masks.result())))
         except Exception as error:
             self._retire(0, outputs)  # what was launched before is not affected
             self._fence(plan, error, outputs)
+        for request, reason in masks.failed:
+            outputs += self.scheduler.refuse(request, reason)
         self._retire(self.depth if plan.rows else 0, outputs)
         return outputs
 

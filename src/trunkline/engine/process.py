@@ -43,6 +43,10 @@ class Channel(Protocol):
 
     def send(self, message: FromCore) -> None: ...
 
+    def wake(self) -> None:
+        """End a wait in `receive`, now or the next. Called from any thread."""
+        ...
+
 
 def build_core(config: EngineConfig) -> tuple[EngineCore, Ready]:
     """Load the model and put the parts together. Raises RequestError for what can't be loaded."""
@@ -67,12 +71,13 @@ def build_core(config: EngineConfig) -> tuple[EngineCore, Ready]:
 def run_loop(core: EngineCore, channel: Channel) -> None:
     """Serve until told to stop. Heartbeats come from this loop itself, so they stop when it does (P10)."""
     last_beat, checked = 0.0, True
+    core.guidance.wake = channel.wake
     while not core.stopping:
-        messages = channel.receive(0.0 if core.has_work else BEAT_INTERVAL)
+        messages = channel.receive(0.0 if core.can_step else BEAT_INTERVAL)
         for message in messages:
             for reply in core.handle(message):
                 channel.send(reply)
-        if core.has_work:
+        if core.can_step:
             checked = False
             outputs = core.step()
             if outputs:
@@ -121,10 +126,17 @@ class SocketChannel:
         self._socket.setsockopt(zmq.SNDHWM, 0)
         self._socket.setsockopt(zmq.RCVHWM, 0)
         self._socket.connect(f"ipc://{path}")
+        self._event = os.eventfd(0, os.EFD_NONBLOCK)
+        self._poller = zmq.Poller()
+        self._poller.register(self._socket, zmq.POLLIN)
+        self._poller.register(self._event, zmq.POLLIN)
 
     def receive(self, timeout: float) -> list[ToCore]:
         messages: list[ToCore] = []
-        if self._socket.poll(int(timeout * 1000)):
+        ready = dict(self._poller.poll(int(timeout * 1000)))
+        if self._event in ready:
+            os.eventfd_read(self._event)
+        if self._socket in ready:
             try:
                 while True:
                     messages.append(decode_to_core(self._socket.recv(zmq.NOBLOCK)))
@@ -134,6 +146,9 @@ class SocketChannel:
 
     def send(self, message: FromCore) -> None:
         self._socket.send(encode(message))
+
+    def wake(self) -> None:
+        os.eventfd_write(self._event, 1)
 
     def close(self) -> None:
         self._socket.close()

@@ -1,12 +1,17 @@
 """The contract between scheduler and worker: what to run, and what came out. Plain host data, serialisable.
 
 Nothing else is shared by the two. A worker applies a plan in this order: `retires`, `admits`, `new_pages`,
-then one forward pass over `rows`.
+`appends`, then one forward pass over `rows`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import msgspec
+import numpy as np
+import numpy.typing as npt
 
 from trunkline.types import LogprobParams, SamplingParams, TokenLogprobs
 
@@ -29,6 +34,7 @@ class Admit(msgspec.Struct, frozen=True, kw_only=True):
     prompt_logprobs_from: (
         int | None
     )  # position p >= 1: the first one to report in this run; None when not wanted
+    guided: bool = False  # masks come with the steps that sample it
     received: int = 0  # tokens whose KV another instance delivers into `pages`, instead of this one's cache
 
 
@@ -39,6 +45,15 @@ class PagesAt(msgspec.Struct, frozen=True, array_like=True):
     row: int
     start: int
     pages: list[int]
+
+
+class TokensAt(msgspec.Struct, frozen=True, array_like=True):
+    """The row's tokens from position `start` on are `token_ids`, and nothing follows them: what the row
+    sampled there itself does not count."""
+
+    row: int
+    start: int
+    token_ids: list[int]
 
 
 class RowStep(msgspec.Struct, frozen=True, array_like=True):
@@ -61,6 +76,7 @@ class StepPlan(msgspec.Struct, frozen=True, kw_only=True):
     retires: list[int] = []  # rows whose request left
     admits: list[Admit] = []
     new_pages: list[PagesAt] = []
+    appends: list[TokensAt] = []  # tokens that nothing has to choose: known grew by them
     rows: list[RowStep] = []
     needs_prev_tokens: bool = False  # a row's mask depends on the step before: retire that before sampling
 
@@ -71,7 +87,17 @@ class StepPlan(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def is_empty(self) -> bool:
         """Whether it changes nothing for a worker."""
-        return not (self.rows or self.retires or self.admits or self.new_pages)
+        return not (self.rows or self.retires or self.admits or self.new_pages or self.appends)
+
+
+@dataclass(frozen=True)
+class Masks:
+    """What some of a step's sampling rows may choose. `at`: their places among the sampling rows, rising;
+    `words`: int32 [len(at), ceil(vocabulary / 32) or more], bit (t & 31) of word t >> 5 is 1 where token t
+    is allowed. At least one token of each is."""
+
+    at: Sequence[int]
+    words: npt.NDArray[np.int32]
 
 
 class RowOutput(msgspec.Struct, frozen=True, array_like=True):

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from trunkline.cache import Lease
 from trunkline.messages import AddRequest
+from trunkline.scheduler.guide import Guide
 from trunkline.types import TokenLogprobs
 
 
@@ -38,6 +39,10 @@ class Request:
     cached_tokens: int | None = None  # prefix hit of the first admission
     retractions: int = 0
     prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)
+    guide: Guide | None = None  # what may come next, for a constrained output
+    sent: int = 0  # output tokens handed out
+    forced: list[int] = field(default_factory=list)  # positions of tokens not yet sent that nothing sampled
+    withdrawn: bool = False  # the token that a step in flight will sample is known already
 
     def __post_init__(self) -> None:
         self.tokens = list(self.message.token_ids)

@@ -12,13 +12,14 @@ from __future__ import annotations
 import bisect
 from collections import deque
 from collections.abc import Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from trunkline.cache import PrefixCache
 from trunkline.config.schema import SchedulerConfig
 from trunkline.messages import AddRequest, TokensOut
 from trunkline.scheduler.claims import PrefixClaims
-from trunkline.scheduler.plan import Admit, PagesAt, RowOutput, RowStep, StepOutput, StepPlan
+from trunkline.scheduler.guide import Guide
+from trunkline.scheduler.plan import Admit, PagesAt, RowOutput, RowStep, StepOutput, StepPlan, TokensAt
 from trunkline.scheduler.policy import GrowthEstimate, admission_order, step_order
 from trunkline.scheduler.request import Request
 from trunkline.scheduler.validate import output_limit
@@ -29,6 +30,23 @@ class Constraint(Protocol):
     """A feature's say in how many tokens a request may run in a step. Registered, never a branch below."""
 
     def limit(self, request: Request, q_len: int) -> int: ...
+
+
+class GuidedRow(NamedTuple):
+    """A row of a step that needs a mask; `at` is its place among the sampling rows. Tokens in `banned` may
+    not be chosen unless the grammar allows nothing else."""
+
+    at: int
+    request: Request
+    guide: Guide
+    banned: frozenset[int]
+
+
+class NoDraftsWhenGuided:
+    """Masks are for one token: what stands in a draft, which is the worker's, no grammar has seen."""
+
+    def limit(self, request: Request, q_len: int) -> int:
+        return q_len if request.guide is None else min(q_len, request.base)
 
 
 class Scheduler:
@@ -46,6 +64,7 @@ class Scheduler:
         *,
         num_drafts: int = 0,
         constraints: Sequence[Constraint] = (),
+        jump_forward: bool = True,
     ) -> None:
         self.config = config
         self.cache = cache
@@ -53,8 +72,10 @@ class Scheduler:
         self.num_drafts = num_drafts
         self.counters = dict.fromkeys(COUNTERS, 0)
         self._eos = frozenset(eos_token_ids)
-        self._constraints = constraints
+        self._jump_forward = jump_forward
+        self._constraints = (NoDraftsWhenGuided(), *constraints)
         self._requests: dict[str, Request] = {}
+        self._blocked: set[Request] = set()  # not to be admitted yet: their grammars are being compiled
         self._waiting: list[Request] = []  # sorted by _place
         self._running: list[Request] = []  # in order of admission
         self._free_rows = list(range(config.max_running - 1, -1, -1))
@@ -69,6 +90,7 @@ class Scheduler:
         self._retires: list[int] = []  # for the next plan
         self._admits: list[Request] = []
         self._new_pages: list[PagesAt] = []
+        self._appends: list[TokensAt] = []
 
     # ------------------------------------------------------------------ requests in and out
     @property
@@ -76,15 +98,21 @@ class Scheduler:
         return bool(self._requests) or bool(self._in_flight)
 
     @property
+    def can_step(self) -> bool:
+        """Whether there is work that waits for nothing from outside."""
+        return len(self._requests) > len(self._blocked) or bool(self._in_flight)
+
+    @property
     def num_waiting(self) -> int:
-        return len(self._waiting)
+        return len(self._waiting) + len(self._blocked)
 
     @property
     def num_running(self) -> int:
         return len(self._running)
 
-    def add(self, message: AddRequest, received: int = 0) -> None:
-        """Queue a request. KV of its first `received` tokens comes from another instance.
+    def add(self, message: AddRequest, received: int = 0) -> Request:
+        """Queue a request. KV of its first `received` tokens comes from another instance. One with a grammar
+        waits for `unblock`.
 
         Raises RequestError for a duplicate id, a full queue, or a request that can't ever be served here.
         """
@@ -109,22 +137,45 @@ class Scheduler:
             else []
         )
         stops = frozenset(message.params.stop_token_ids)
-        if not message.params.ignore_eos:
-            stops |= self._eos
+        if not message.params.ignore_eos or message.grammar is not None:
+            stops |= self._eos  # a grammar allows it where the output may end, and nothing but it at the end
         length = len(message.token_ids) + limit
         request = Request(message, self._arrivals, length, stops, received, claims)
         self._arrivals += 1
         self._requests[message.rid] = request
-        self._enqueue(request)
+        if message.grammar is None:
+            if message.thinking is not None and message.thinking.max_tokens is not None:
+                request.guide = Guide(None, (), message.thinking)
+            self._enqueue(request)
+        else:
+            self._blocked.add(request)
         self.counters["requests"] += 1
         self.counters["prompt_tokens"] += request.prompt_len
+        return request
+
+    def unblock(self, request: Request, guide: Guide) -> list[TokensOut]:
+        """The grammar of a request is there: it may be admitted, in the place of its arrival."""
+        if request not in self._blocked:
+            return []  # aborted meanwhile
+        request.guide = guide
+        failed = self._jump(request)
+        if failed is not None:
+            return self.refuse(request, failed)
+        self._blocked.remove(request)
+        self._enqueue(request)
+        return []
+
+    def refuse(self, request: Request, reason: FinishReason) -> list[TokensOut]:
+        """End a request whose grammar failed; nothing if it has ended already."""
+        live = self._requests.get(request.rid) is request
+        return self.abort(request.rid, reason) if live else []
 
     def abort(self, rid: str, reason: FinishReason | None = None) -> list[TokensOut]:
         """End a request in whatever phase and free all it holds at once. Unknown ids give an empty list."""
         request = self._requests.get(rid)
         if request is None:
             return []
-        return [self._finish(request, [], reason or FinishReason("abort", message="aborted", code="aborted"))]
+        return [self._finish(request, reason or FinishReason("abort", message="aborted", code="aborted"))]
 
     def abort_all(self, reason: FinishReason | None = None) -> list[TokensOut]:
         return [out for rid in list(self._requests) for out in self.abort(rid, reason)]
@@ -232,13 +283,21 @@ class Scheduler:
             request.drafts = self.num_drafts if samples else 0
             rows.append(RowStep(request.row, q_len, drafts, samples))
         plan = StepPlan(
-            step=self._step, retires=self._retires, admits=admits, new_pages=self._new_pages, rows=rows
+            step=self._step,
+            retires=self._retires,
+            admits=admits,
+            new_pages=self._new_pages,
+            appends=self._appends,
+            rows=rows,
+            needs_prev_tokens=any(
+                row.samples and request.guide is not None for row, request in zip(rows, chosen, strict=True)
+            ),
         )
         if rows:
             self._in_flight.append((self._step, [(request, request.epoch) for request in chosen]))
         self._step += 1
         self._ran_prompts = any(q_len - drafts > 1 for q_len, drafts in chosen.values())
-        self._retires, self._admits, self._new_pages = [], [], []
+        self._retires, self._admits, self._new_pages, self._appends = [], [], [], []
         self.counters["steps"] += bool(rows)
         self.counters["computed_tokens"] += plan.num_tokens
         return plan
@@ -256,6 +315,7 @@ class Scheduler:
             params=request.message.params,
             logprobs=request.message.logprobs,
             prompt_logprobs_from=request.next_prompt_logprob,
+            guided=request.guide is not None,
             received=request.received,
         )
 
@@ -315,8 +375,8 @@ class Scheduler:
             return 0
         request.settled = hit
         if request.cached_tokens is None:
-            request.cached_tokens = hit
-            self.counters["cached_tokens"] += hit
+            request.cached_tokens = min(hit, request.prompt_len)  # forced tokens behind it are output
+            self.counters["cached_tokens"] += request.cached_tokens
         self._waiting.remove(request)
         for other in self._waiting:
             other.bypassed += other.arrival < request.arrival
@@ -339,6 +399,7 @@ class Scheduler:
     def _leave_row(self, request: Request) -> None:
         assert request.lease is not None
         self._new_pages = [entry for entry in self._new_pages if entry.row != request.row]
+        self._appends = [entry for entry in self._appends if entry.row != request.row]
         self._retires.append(request.row)
         self._free_rows.append(request.row)
         self._running.remove(request)
@@ -346,9 +407,31 @@ class Scheduler:
         self._claims.drop(request.rid)
         request.lease, request.row = None, -1
         request.pending = request.computed = request.settled = request.drafts = 0
+        request.withdrawn = False
         request.epoch += 1
         if not self._running:
             self._growth.idle()
+
+    def guided(self, plan: StepPlan) -> list[GuidedRow]:
+        """The rows of the latest plan whose next token a mask has to bound, while it is not sampled yet.
+
+        Only those whose tokens are all known: before the steps in flight are retired, perhaps not all.
+        """
+        step, scheduled = self._in_flight[-1]
+        assert step == plan.step
+        found, at = [], 0
+        for (request, epoch), row in zip(scheduled, plan.rows, strict=True):
+            if row.samples:
+                if request.guide is not None and request.epoch == epoch and request.pending == 1:
+                    found.append(GuidedRow(at, request, request.guide, self._banned(request)))
+                at += 1
+        return found
+
+    def _banned(self, request: Request) -> frozenset[int]:
+        """Tokens that would end the output before `min_new_tokens`."""
+        params = request.message.params
+        below = request.num_output < params.min_new_tokens
+        return self._eos.union(params.stop_token_ids) if below else frozenset()
 
     # ------------------------------------------------------------------ results
     def retire(self, plan: StepPlan, output: StepOutput) -> list[TokensOut]:
@@ -360,7 +443,7 @@ class Scheduler:
                 continue
             if result.error is not None:
                 reason = FinishReason("abort", message=result.error, code="request_failed", status=500)
-                outputs.append(self._finish(request, [], reason))
+                outputs.append(self._finish(request, reason))
             else:
                 outputs += self._apply(request, step, result)
         return outputs
@@ -373,20 +456,50 @@ class Scheduler:
     def _apply(self, request: Request, step: RowStep, result: RowOutput) -> list[TokensOut]:
         if result.prompt_logprobs:
             request.prompt_logprobs += result.prompt_logprobs
-        rejected = 0
+        rejected, samples = 0, step.samples and not request.withdrawn
         if step.samples:
+            request.withdrawn = False
+        if samples:
             rejected = 1 + step.num_drafts - len(result.token_ids)
             request.pending -= 1 + step.num_drafts
             request.computed -= rejected
         request.settled += step.q_len - rejected
+        if not samples:
+            self._publish(request)
+            return []
         kept, reason = self._until_end(request, result.token_ids)
         request.tokens += result.token_ids[:kept]
+        if request.guide is not None and reason is None:
+            reason = request.guide.follow(result.token_ids[:kept])
+            reason = reason or self._jump(request)
         self._publish(request)
-        if not step.samples:
-            return []
         if reason is not None:
-            return [self._finish(request, result.token_ids[:kept], reason, result)]
-        return [self._output(request, result.token_ids[:kept], None, result)]
+            return [self._finish(request, reason, result)]
+        return [self._output(request, None, result)]
+
+    def _jump(self, request: Request) -> FinishReason | None:
+        """Append the tokens that the grammar dictates: `known` grows, and no step has to sample them.
+
+        A step in flight may have been promised to sample the first of them: that promise is taken back. The
+        last token of an output is always a sampled one, so that outputs end in one place only. With
+        log-probabilities asked for, every token is sampled, since each then needs its own logits. Returns
+        why the request must end, if it must.
+        """
+        guide = request.guide
+        if guide is None or not self._jump_forward or request.message.logprobs is not None:
+            return None
+        forced = guide.forced()[: max(0, request.max_tokens - len(request.tokens) - 1)]
+        ends = next((i for i, token in enumerate(forced) if token in request.stops), len(forced))
+        failed = guide.follow(forced[:ends])
+        if failed is not None or ends == 0:
+            return failed
+        start = len(request.tokens)
+        request.tokens += forced[:ends]
+        request.forced += range(start, start + ends)
+        if request.row >= 0:
+            self._appends.append(TokensAt(request.row, start, forced[:ends]))
+            request.withdrawn, request.pending = request.pending > 0, 0
+        return None
 
     @staticmethod
     def _until_end(request: Request, token_ids: list[int]) -> tuple[int, FinishReason | None]:
@@ -410,12 +523,12 @@ class Scheduler:
             self._new_pages.append(PagesAt(request.row, swap.start, swap.pages))
         self._claims.published(request.rid, settled)
 
-    def _finish(
-        self, request: Request, token_ids: list[int], reason: FinishReason, result: RowOutput | None = None
-    ) -> TokensOut:
-        out = self._output(request, token_ids, reason, result)
+    def _finish(self, request: Request, reason: FinishReason, result: RowOutput | None = None) -> TokensOut:
+        out = self._output(request, reason, result)
         if request.row >= 0:
             self._leave_row(request)
+        elif request in self._blocked:
+            self._blocked.remove(request)
         else:
             self._waiting.remove(request)
             request.epoch += 1
@@ -423,17 +536,25 @@ class Scheduler:
         self.counters["aborted" if reason.kind == "abort" else "finished"] += 1
         return out
 
-    def _output(
-        self, request: Request, token_ids: list[int], reason: FinishReason | None, result: RowOutput | None
-    ) -> TokensOut:
+    def _output(self, request: Request, reason: FinishReason | None, result: RowOutput | None) -> TokensOut:
+        """What is known and has not been sent. `result`: of the step whose token is the last of it."""
+        first = request.prompt_len + request.sent
+        token_ids = request.tokens[first:] if result is not None else []
         self.counters["generated_tokens"] += len(token_ids)
         logprobs = prompt_logprobs = None
         if result is not None and request.message.logprobs is not None:
             logprobs = (result.logprobs or [])[: len(token_ids)]
             start = request.message.logprobs.prompt_start
-            if start is not None and request.num_output == len(token_ids):  # with the first output
-                first = [TokenLogprobs(token, None) for token in request.message.token_ids[start : start + 1]]
-                prompt_logprobs = first + request.prompt_logprobs
+            if start is not None and request.sent == 0:  # with the first output
+                before = [
+                    TokenLogprobs(token, None) for token in request.message.token_ids[start : start + 1]
+                ]
+                prompt_logprobs = before + request.prompt_logprobs
+        forced = [at - first for at in request.forced] if result is not None and request.forced else []
+        if result is not None:
+            request.sent += len(token_ids)
+            self.counters["forced_tokens"] += len(forced)
+            request.forced.clear()
         return TokensOut(
             rid=request.rid,
             token_ids=token_ids,
@@ -441,6 +562,7 @@ class Scheduler:
             prompt_logprobs=prompt_logprobs,
             cached_tokens=request.cached_tokens or 0,
             retractions=request.retractions,
+            forced=forced,
             finish=reason,
         )
 
@@ -449,7 +571,8 @@ class Scheduler:
         free, evictable, total = self.cache.free_pages, self.cache.evictable_pages, self.cache.num_pages
         return {
             "running": len(self._running),
-            "waiting": len(self._waiting),
+            "waiting": self.num_waiting,
+            "compiling": len(self._blocked),
             "pages_total": total,
             "pages_free": free,
             "pages_cached": evictable,
@@ -463,7 +586,7 @@ class Scheduler:
         self.cache.check()
         rows = [request.row for request in self._running] + self._free_rows
         assert sorted(rows) == list(range(self.config.max_running)), "rows are lost or given twice"
-        assert len(self._running) + len(self._waiting) == len(self._requests)
+        assert len(self._running) + self.num_waiting == len(self._requests)
         for request in self._running:
             assert request.lease is not None
             assert 0 <= request.settled <= request.computed, (
@@ -487,4 +610,5 @@ COUNTERS = (
     "cached_tokens",
     "computed_tokens",
     "generated_tokens",
+    "forced_tokens",
 )

@@ -1,0 +1,161 @@
+"""Grammars beside the loop: compiled in other threads, and masks filled in parallel while a step runs."""
+
+from __future__ import annotations
+
+import os
+import queue
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from trunkline.grammar.protocol import Grammar
+from trunkline.messages import AddRequest
+from trunkline.scheduler.guide import Guide, failure
+from trunkline.scheduler.plan import Masks
+from trunkline.scheduler.request import Request
+from trunkline.scheduler.scheduler import GuidedRow
+from trunkline.types import FinishReason, GrammarSpec, RequestError
+
+MASK_THREADS = 4
+ROWS_PER_TASK = 4  # masks that one task fills: waking a thread costs about as much as one of them
+
+
+class Compiler(Protocol):
+    """Compiles in threads of its own, within bounds of time and memory, and keeps what it compiled."""
+
+    def submit(self, spec: GrammarSpec) -> Future[Grammar]:
+        """The compiled grammar, or a GrammarError as the future's exception. Returns at once."""
+
+    def close(self) -> None: ...
+
+
+class Guidance:
+    """Makes the guides of requests, and the masks of steps. Used by the loop's thread alone; `wake` is called
+    from others when there is news. Without a compiler, grammars are refused."""
+
+    def __init__(
+        self, compiler: Compiler | None = None, eos_ids: Iterable[int] = (), vocab_size: int = 0
+    ) -> None:
+        self.wake: Callable[[], None] = _nothing
+        self.counters = {"grammars": 0, "grammars_refused": 0}
+        self._compiler = compiler
+        self._eos_ids = tuple(eos_ids)
+        self._words = -(-vocab_size // 32)
+        self._compiling: dict[str, Future[Grammar]] = {}
+        self._done: queue.SimpleQueue[tuple[Request, Future[Grammar]]] = queue.SimpleQueue()
+        self._threads = ThreadPoolExecutor(min(MASK_THREADS, os.cpu_count() or 1), "trunkline-mask")
+
+    # ------------------------------------------------------------------ compiling
+    def check(self, message: AddRequest) -> None:
+        """Raises RequestError for a grammar where there is no backend."""
+        if message.grammar is not None and self._compiler is None:
+            raise RequestError(
+                "structured output is off on this server: start it without --grammar-backend none",
+                code="no_grammar_backend",
+                param="grammar",
+            )
+
+    def start(self, request: Request) -> None:
+        """Compile a request's grammar, if it has one."""
+        spec = request.message.grammar
+        if spec is None or self._compiler is None:
+            return
+        self.counters["grammars"] += 1
+        future = self._compiling[request.rid] = self._compiler.submit(spec)
+        future.add_done_callback(lambda done: self._announce(request, done))
+
+    def _announce(self, request: Request, done: Future[Grammar]) -> None:
+        self._done.put((request, done))
+        self.wake()
+
+    def forget(self, rid: str) -> None:
+        """The request has left: a compilation that has not begun is not needed any more."""
+        future = self._compiling.pop(rid, None)
+        if future is not None:
+            future.cancel()
+
+    @property
+    def has_news(self) -> bool:
+        return not self._done.empty()
+
+    def news(self) -> Iterable[tuple[Request, Guide | FinishReason]]:
+        """Compilations that have ended: a guide at its start, or why there is none."""
+        while self.has_news:
+            request, done = self._done.get()
+            if self._compiling.get(request.rid) is done:
+                del self._compiling[request.rid]
+                yield request, self._guide(request, done)
+
+    def _guide(self, request: Request, done: Future[Grammar]) -> Guide | FinishReason:
+        try:
+            matcher = done.result().matcher()
+        except Exception as error:
+            self.counters["grammars_refused"] += 1
+            return failure(error)
+        return Guide(matcher, self._eos_ids, request.message.thinking)
+
+    # ------------------------------------------------------------------ masks
+    def begin_masks(self, rows: Sequence[GuidedRow]) -> StepMasks:
+        """Start on the masks of one step with the rows whose tokens are known already."""
+        masks = StepMasks(self._threads, self._words)
+        masks.add(rows)
+        return masks
+
+    def close(self) -> None:
+        self._threads.shutdown(wait=False, cancel_futures=True)
+        if self._compiler is not None:
+            self._compiler.close()
+
+
+class StepMasks:
+    """The masks of one step in the making. `failed`, after `result`: requests whose grammar broke down; they
+    go unmasked and must be ended."""
+
+    def __init__(self, threads: ThreadPoolExecutor, words: int) -> None:
+        self.failed: list[tuple[Request, FinishReason]] = []
+        self._threads = threads
+        self._words = words
+        self._parts: list[tuple[list[GuidedRow], npt.NDArray[np.int32], Future[list[Exception | None]]]] = []
+        self._seen: set[int] = set()
+
+    def add(self, rows: Iterable[GuidedRow]) -> None:
+        """Start on the masks of rows that were not added before."""
+        fresh = [row for row in rows if row.at not in self._seen]
+        self._seen.update(row.at for row in fresh)
+        for low in range(0, len(fresh), ROWS_PER_TASK):
+            part = fresh[low : low + ROWS_PER_TASK]
+            words = np.empty((len(part), self._words), np.int32)
+            self._parts.append((part, words, self._threads.submit(_fill, part, words)))
+
+    def result(self) -> Masks | None:
+        """Wait for all. None for a step without constrained rows."""
+        good: list[tuple[int, npt.NDArray[np.int32]]] = []
+        for rows, words, errors in self._parts:
+            for row, mask, error in zip(rows, words, errors.result(), strict=True):
+                if error is None:
+                    good.append((row.at, mask))
+                else:
+                    self.failed.append((row.request, failure(error)))
+        if not good:
+            return None
+        good.sort(key=lambda entry: entry[0])
+        return Masks([at for at, _ in good], np.stack([mask for _, mask in good]))
+
+
+def _fill(rows: Sequence[GuidedRow], words: npt.NDArray[np.int32]) -> list[Exception | None]:
+    errors: list[Exception | None] = []
+    for row, mask in zip(rows, words, strict=True):
+        try:
+            row.guide.fill_mask(mask, row.banned)
+        except Exception as error:
+            errors.append(error)
+        else:
+            errors.append(None)
+    return errors
+
+
+def _nothing() -> None:
+    pass
