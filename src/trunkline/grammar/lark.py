@@ -55,6 +55,23 @@ class LarkGrammar:
         return "\n".join(self._lines) + "\n"
 
 
+def conjunction(conditions: list[str]) -> str:
+    """`and` takes two."""
+    if not conditions:
+        return "true"
+    found = conditions[-1]
+    for condition in reversed(conditions[:-1]):
+        found = f"and({condition}, {found})"
+    return found
+
+
+def disjunction(conditions: list[str]) -> str:
+    found = conditions[-1] if conditions else "not(true)"
+    for condition in reversed(conditions[:-1]):
+        found = f"or({condition}, {found})"
+    return found
+
+
 def expression(node: Node) -> str:
     """A terminal's right side."""
     if is_plain(node):

@@ -11,8 +11,9 @@ import llguidance
 import numpy as np
 
 from trunkline.grammar.canonical import canonical_tokens
+from trunkline.grammar.json_text import Layout
 from trunkline.grammar.protocol import GrammarError, GrammarSpec, MaskRow, Vocabulary
-from trunkline.grammar.translate import Layout, lark_of
+from trunkline.grammar.translate import lark_of
 
 BYTES_PER_GRAMMAR = 64 << 10  # of a compiled grammar beside its text; lexer states come on top as it is used
 

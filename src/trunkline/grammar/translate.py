@@ -3,28 +3,15 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 
 from trunkline.grammar.automaton import Automaton
+from trunkline.grammar.json_text import Layout
 from trunkline.grammar.lark import LarkGrammar
 from trunkline.grammar.protocol import GrammarError, GrammarSpec
-from trunkline.grammar.regex import Node, chars, concat, literal, match_language, repeat, union
+from trunkline.grammar.regex import Node, literal, match_language, union
+from trunkline.grammar.schema import schema_grammar
 
 MAX_SOURCE = 4 << 20  # characters
-
-
-@dataclass(frozen=True)
-class Layout:
-    """Blanks in JSON: how many may follow `,` and `:`. There are none elsewhere: nobody is trapped in them.
-
-    The default takes both `{"a": 1, "b": 2}` and `{"a":1,"b":2}`; "never" and "always" force more text.
-    """
-
-    spaces: str = "optional"
-
-    def after(self, mark: str) -> Node:
-        low, high = {"never": (0, 0), "optional": (0, 1), "always": (1, 1)}[self.spaces]
-        return concat([literal(mark), repeat(chars((" ", " ")), low, high)])
 
 
 def lark_of(spec: GrammarSpec, layout: Layout) -> str:
@@ -32,6 +19,10 @@ def lark_of(spec: GrammarSpec, layout: Layout) -> str:
     if len(spec.source) > MAX_SOURCE:
         raise GrammarError(f"a grammar of over {MAX_SOURCE >> 20} MB", code="grammar_too_complex")
     match spec.kind:
+        case "json_schema":
+            return schema_grammar(spec.source, layout, ordered=spec.ordered)
+        case "json_object":
+            return schema_grammar('{"type": "object"}', layout)
         case "regex":
             return _regular(match_language(spec.source))
         case "choices":
