@@ -25,12 +25,10 @@ ASSERTIONS = frozenset(
     " required minProperties maxProperties propertyNames dependentRequired dependentSchemas"
     " dependencies unevaluatedProperties allOf anyOf oneOf not if then else $ref".split()
 )
-)
 ANNOTATIONS = frozenset(
     "title description default example examples deprecated readOnly writeOnly contentEncoding"
     " contentMediaType contentSchema $schema $id id $comment $defs definitions $anchor $vocabulary"
     " strict".split()
-)
 )
 _SINGLE = frozenset(
     "items additionalItems contains unevaluatedItems additionalProperties propertyNames unevaluatedProperties"
