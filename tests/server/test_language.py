@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import itertools
+import re
 import socket
 import time
 from collections.abc import Iterator
@@ -13,8 +14,12 @@ import psutil
 import pytest
 
 import trunkline as sgl
+from trunkline.engine.fields import SAMPLING_FIELDS, Unsupported
+from trunkline.lang.backends.backend import Prompt
 from trunkline.lang.backends.engine import EngineBackend
 from trunkline.lang.backends.runtime import free_port
+from trunkline.lang.ir import run_sampling
+from trunkline.lang.program import resolve_backend
 from trunkline.types import RequestError
 
 QUESTION = "What is 14 plus 9?"
@@ -66,8 +71,16 @@ def test_chat_follows_the_models_own_template(backend: Any) -> None:
 
 def test_streaming(backend: Any) -> None:
     state = chat.run(QUESTION, backend=backend, stream=True)
-    pieces = list(state.text_iter("a"))
-    assert "".join(pieces) == "14 + 9 = 23" and len(pieces) > 3
+    assert "".join(state.text_iter("a")) == "14 + 9 = 23"
+    prompt = state.text().split("14 + 9 = 23")[0]
+
+    async def pieces() -> list[Any]:
+        sampling = run_sampling({"temperature": 0.0, "max_new_tokens": 32})
+        stream = resolve_backend(backend).generate(Prompt(prompt), sampling, stream=True)
+        return [piece async for piece, _ in stream]
+
+    found = sgl.global_config.run(pieces())  # as they come: a reader may be slower and see several as one
+    assert "".join(found) == "14 + 9 = 23" and len(found) > 3
 
 
 async def test_streaming_with_meta_data(backend: Any) -> None:
@@ -281,3 +294,29 @@ def test_free_port() -> None:
         taken.listen()
         port = taken.getsockname()[1]
         assert free_port("127.0.0.1", port) > port
+
+
+@pytest.mark.parametrize(
+    ("constraint", "form"),
+    [
+        ({"regex": r"[A-Z][a-z]{3,5}: [0-9]{2}"}, r"[A-Z][a-z]{3,5}: [0-9]{2}"),
+        ({"dtype": int}, r"[-+]?[0-9]+"),
+        ({"dtype": bool}, r"True|False"),
+        ({"json_schema": '{"type": "boolean"}'}, r"\s*(true|false)"),
+    ],
+)
+def test_constrained_text(backend: Any, constraint: dict[str, Any], form: str) -> None:
+    """Holds exactly where the server can constrain; refused by name where it can't."""
+
+    @sgl.function
+    def program(s: Any) -> None:
+        s += sgl.user("Who are you?")
+        s += sgl.assistant(sgl.gen("x", max_tokens=24, temperature=0, **constraint))
+
+    state = program.run(backend=backend)
+    name = "json_schema" if "json_schema" in constraint else "regex"
+    if isinstance(SAMPLING_FIELDS[name], Unsupported):
+        with pytest.raises(RequestError, match=f"{name} is not supported"):
+            state.sync()
+    else:
+        assert re.fullmatch(form, state["x"])

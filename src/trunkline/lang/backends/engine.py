@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncGenerator
 from typing import TYPE_CHECKING, Any
 
+from trunkline.lang.backends.backend import Prompt
 from trunkline.lang.backends.native import Answer, NativeBackend
 from trunkline.text.tokenizer import Tokenizer
 from trunkline.types import RequestError
@@ -34,6 +35,10 @@ class EngineBackend(NativeBackend):
         assert not isinstance(answers, dict | list)
         async for answer in answers:
             yield answer
+
+    async def commit(self, prompt: Prompt) -> None:
+        if self.engine.config.cache.prefix_cache:
+            await super().commit(prompt)
 
     async def flush(self) -> None:
         if not await asyncio.to_thread(self.engine.flush_cache):

@@ -121,10 +121,7 @@ class NativeBackend(Backend):
 
         A choice may change how the prompt's last tokens are cut; its score begins where the tokens part, so
         no boundary between prompt and choice is favored (token healing)."""
-        base: list[int] = []
-        if prompt.text:
-            call = {"text": prompt.text, "sampling_params": PREFILL, "return_prompt_token_ids": True}
-            base = (await self.call(call))["prompt_token_ids"]
+        base = await self._prompt_ids(prompt.text)
         texts = [prompt.text + choice for choice in select.choices]
         answers = await self._score(texts, max(len(base) - 2, 0))
         starts = [common_prefix(base, answer["prompt_token_ids"]) for answer in answers]
@@ -155,6 +152,15 @@ class NativeBackend(Backend):
             output_token_logprobs=[one["meta_info"]["output_token_logprobs"] for one in answers],
             unconditional_token_logprobs=alone,
         )
+
+    async def _prompt_ids(self, text: str) -> list[int]:
+        if not text:
+            return []
+        if self.tokenizer is not None:
+            return self.tokenizer.encode(text)
+        call = {"text": text, "sampling_params": PREFILL, "return_prompt_token_ids": True}
+        ids: list[int] = (await self.call(call))["prompt_token_ids"]
+        return ids
 
     async def _score(self, texts: list[str], start: int) -> list[Answer]:
         fields = {
