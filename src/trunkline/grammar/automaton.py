@@ -22,6 +22,7 @@ from trunkline.grammar.regex import (
     Union,
     both,
     concat,
+    is_plain,
     negate,
     repeat,
     union,
@@ -43,6 +44,8 @@ class Automaton:
         return nullable(node)
 
     def is_empty(self, node: Node) -> bool:
+        if is_plain(node):  # a part without texts would have made all of it NOTHING
+            return node == NOTHING
         return self.example(node) is None
 
     def example(self, node: Node) -> str | None:

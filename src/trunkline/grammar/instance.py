@@ -46,6 +46,7 @@ class InstanceValidator:
     def __init__(self, document: Document, automaton: Automaton) -> None:
         self._document = document
         self._automaton = automaton
+        self._enums: dict[str, frozenset[object]] = {}
 
     def accepts(self, pointer: str, value: Any) -> bool:
         schema = self._document.at(pointer)
@@ -64,7 +65,9 @@ class InstanceValidator:
             case "type":
                 return not kinds(value).isdisjoint(wanted if isinstance(wanted, list) else [wanted])
             case "enum":
-                return identity(value) in {identity(option) for option in wanted}
+                if place not in self._enums:
+                    self._enums[place] = frozenset(map(identity, wanted))
+                return identity(value) in self._enums[place]
             case "const":
                 return identity(value) == identity(wanted)
             case "$ref":

@@ -7,7 +7,7 @@ if the first can't go on into the second: callers answer for that.
 from __future__ import annotations
 
 from trunkline.grammar.protocol import GrammarError
-from trunkline.grammar.regex import Anchor, Both, Chars, Concat, Node, Not, Repeat, Union, literal
+from trunkline.grammar.regex import Both, Chars, Concat, Node, Not, Repeat, Union, is_plain, literal
 
 MAX_TEXT = 4 << 20  # characters of a written grammar
 
@@ -100,21 +100,6 @@ def expression(node: Node) -> str:
         case Repeat(inner, low, high):
             return f"({expression(inner)}){{{low},{'' if high is None else high}}}"
     raise ValueError(f"{node} is no part of a terminal")
-
-
-def is_plain(node: Node) -> bool:
-    """Can it be written in one /.../?"""
-    match node:
-        case Chars():
-            return True
-        case Concat(parts):
-            return all(is_plain(part) for part in parts)
-        case Union(options):
-            return all(is_plain(option) for option in options)
-        case Repeat(inner, _, _):
-            return is_plain(inner)
-        case Both() | Not() | Anchor():
-            return False
 
 
 def _regex(node: Node) -> str:

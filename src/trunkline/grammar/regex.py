@@ -155,6 +155,21 @@ def repeat(node: Node, low: int, high: int | None) -> Node:
     return Repeat(node, low, high)
 
 
+def is_plain(node: Node) -> bool:
+    """Is it without intersections, complements and anchors?"""
+    match node:
+        case Chars():
+            return True
+        case Concat(parts):
+            return all(is_plain(part) for part in parts)
+        case Union(options):
+            return all(is_plain(option) for option in options)
+        case Repeat(inner, _, _):
+            return is_plain(inner)
+        case Both() | Not() | Anchor():
+            return False
+
+
 EVERYTHING: Node = Repeat(ANY, 0, None)
 
 DIGIT = chars(("0", "9"))

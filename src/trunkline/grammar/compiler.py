@@ -1,0 +1,176 @@
+"""Compiles grammars off the caller's thread, with a bound on time and memory, and remembers them.
+
+A hostile grammar costs its sender an error within the time budget (promise P6): what is slow or large runs in
+a sandbox process that is killed, never in a thread of this one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from queue import SimpleQueue
+from typing import Protocol
+
+from trunkline.grammar.json_text import Layout
+from trunkline.grammar.llguidance import LlguidanceBackend, LlguidanceGrammar
+from trunkline.grammar.protocol import Grammar, GrammarError, GrammarSpec, Vocabulary
+from trunkline.grammar.sandbox import Sandbox
+
+ERROR_BYTES = 2 << 10  # of a remembered error
+REMEMBERED_ERRORS = frozenset({"invalid_grammar", "unsupported_grammar"})
+
+
+class Compile(Protocol):
+    """Compiles in one thread; `prepare` makes ready for the next grammar, `close` frees what is held."""
+
+    def __call__(self, spec: GrammarSpec) -> Grammar: ...
+
+    def prepare(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class SandboxedCompile:
+    """First in a sandbox, then, by then known to be harmless, here."""
+
+    def __init__(self, backend: LlguidanceBackend, sandbox: Sandbox) -> None:
+        self._backend = backend
+        self._sandbox = sandbox
+
+    def __call__(self, spec: GrammarSpec) -> LlguidanceGrammar:
+        return self._backend.compile_lark(self._sandbox.compile(spec))
+
+    def prepare(self) -> None:
+        self._sandbox.start()
+
+    def close(self) -> None:
+        self._sandbox.close()
+
+
+class GrammarCompiler:
+    """Futures of compiled grammars: one compilation for equal specs, the most recently used kept.
+
+    One compiler serves one tokenizer. `submit` may be called by any thread.
+    """
+
+    def __init__(
+        self,
+        workers: Sequence[Callable[[], Compile]],
+        *,
+        max_entries: int = 256,
+        max_bytes: int = 256 << 20,
+    ) -> None:
+        """Each worker is made in a thread of its own, when there is work that no other thread takes."""
+        self._max_entries = max_entries
+        self._max_bytes = max_bytes
+        self._lock = threading.Lock()
+        self._known: OrderedDict[GrammarSpec, Future[Grammar]] = OrderedDict()  # done; the latest used last
+        self._running: dict[GrammarSpec, Future[Grammar]] = {}
+        self._bytes = 0
+        self._queue: SimpleQueue[tuple[GrammarSpec, Future[Grammar]] | None] = SimpleQueue()
+        self._unstarted = list(workers)
+        self._threads: list[threading.Thread] = []
+        self._closed = False
+
+    def submit(self, spec: GrammarSpec) -> Future[Grammar]:
+        """A future of the grammar, or of its GrammarError; done already if it is known."""
+        with self._lock:
+            if self._closed:
+                raise RuntimeError("the compiler is closed")
+            done = self._known.get(spec)
+            if done is not None:
+                self._known.move_to_end(spec)
+                return done
+            future = self._running.get(spec)
+            if future is None:
+                future = self._running[spec] = Future()
+                self._queue.put((spec, future))
+                if self._unstarted and len(self._running) > len(self._threads):
+                    self._start(self._unstarted.pop())
+            return future
+
+    @property
+    def waiting(self) -> int:
+        """Grammars that are being compiled or wait for it."""
+        return len(self._running)
+
+    def close(self) -> None:
+        """End the workers; grammars that still wait fail."""
+        with self._lock:
+            self._closed = True
+        for _ in self._threads:
+            self._queue.put(None)
+        for thread in self._threads:
+            thread.join()
+        for future in self._running.values():
+            future.set_exception(GrammarError("the server stops", code="grammar_unavailable"))
+        self._running.clear()
+
+    def _start(self, worker: Callable[[], Compile]) -> None:
+        thread = threading.Thread(target=self._work, args=(worker,), name="grammar", daemon=True)
+        self._threads.append(thread)
+        thread.start()
+
+    def _work(self, worker: Callable[[], Compile]) -> None:
+        compile_ = worker()
+        try:
+            while (job := self._queue.get()) is not None:
+                if self._closed:
+                    continue
+                spec, future = job
+                try:
+                    future.set_result(compile_(spec))
+                except GrammarError as error:
+                    future.set_exception(error)
+                except Exception as error:  # one grammar's fault ends one request
+                    fault = GrammarError(
+                        f"the grammar could not be compiled: {error}", code="invalid_grammar"
+                    )
+                    future.set_exception(fault)
+                self._remember(spec, future)
+                with contextlib.suppress(GrammarError):  # the next grammar's sender is told
+                    compile_.prepare()
+        finally:
+            compile_.close()
+
+    def _remember(self, spec: GrammarSpec, future: Future[Grammar]) -> None:
+        error = future.exception()
+        with self._lock:
+            del self._running[spec]
+            if isinstance(error, GrammarError) and error.code not in REMEMBERED_ERRORS:
+                return  # perhaps the machine was busy
+            self._known[spec] = future
+            self._bytes += _size(spec, future)
+            while len(self._known) > self._max_entries or self._bytes > self._max_bytes:
+                self._bytes -= _size(*self._known.popitem(last=False))
+
+
+def _size(spec: GrammarSpec, future: Future[Grammar]) -> int:
+    held = ERROR_BYTES if future.exception() is not None else future.result().num_bytes
+    return held + len(spec.source)
+
+
+def llguidance_compiler(
+    vocabulary: Vocabulary,
+    eos_ids: Sequence[int],
+    *,
+    layout: Layout | None = None,
+    seconds: float = 1.8,
+    memory: int = 1 << 30,
+    workers: int = 2,
+    max_entries: int = 256,
+    max_bytes: int = 256 << 20,
+) -> GrammarCompiler:
+    """A compiler with the default backend. `seconds` and `memory` (bytes) bound each grammar; `workers`: so
+    many are compiled at once. Takes about 1 s for 150,000 tokens."""
+    layout = layout or Layout()
+    backend = LlguidanceBackend(vocabulary, eos_ids, layout)
+
+    def worker() -> Compile:
+        sandbox = Sandbox(vocabulary, list(eos_ids), layout, seconds=seconds, memory=memory)
+        return SandboxedCompile(backend, sandbox)
+
+    return GrammarCompiler([worker] * workers, max_entries=max_entries, max_bytes=max_bytes)

@@ -1,0 +1,174 @@
+"""A process that compiles grammars for another one, and may be killed at any time: `python -m` this module.
+
+What a stranger sends is compiled here first, with a bound on memory and time. Only what came through is
+compiled a second time where it is used, at a cost that is known by then. Messages are msgpack over the socket at
+standard input; at its end, and when a compilation runs far beyond its time, the process ends by itself.
+"""
+
+from __future__ import annotations
+
+import resource
+import signal
+import socket
+import subprocess
+import sys
+from multiprocessing.connection import Connection
+
+import msgspec
+
+from trunkline.grammar.json_text import Layout
+from trunkline.grammar.protocol import GrammarError, GrammarSpec, Vocabulary
+
+START_TIME = 60.0  # seconds for a sandbox to come up; building the token trie takes one
+
+
+class Setup(msgspec.Struct, frozen=True):
+    """First message: the vocabulary, and the bounds."""
+
+    pieces: list[bytes]
+    special_ids: list[int]
+    eos_ids: list[int]
+    spaces: str
+    memory: int  # bytes of address space on top of what the process has when it is ready
+    seconds: float
+
+
+class Answer(msgspec.Struct, frozen=True):
+    """The grammar's text, or the error; both empty: the sandbox is ready."""
+
+    lark: str = ""
+    message: str = ""
+    code: str = ""
+    pointer: str = ""
+
+
+class PieceTable:
+    """A vocabulary of bytes alone; nothing is tokenized in the sandbox."""
+
+    def __init__(self, setup: Setup) -> None:
+        self._pieces = setup.pieces
+        self.special_ids = frozenset(setup.special_ids)
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self._pieces)
+
+    def piece(self, token_id: int) -> bytes:
+        return self._pieces[token_id]
+
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        return []
+
+    def encode_words(self, text: str) -> tuple[list[int], list[int]]:
+        return [], []
+
+
+class Sandbox:
+    """The parent's end. One compilation at a time; used by one thread."""
+
+    def __init__(
+        self, vocabulary: Vocabulary, eos_ids: list[int], layout: Layout, *, seconds: float, memory: int
+    ) -> None:
+        self._seconds = seconds
+        self._setup = msgspec.msgpack.encode(
+            Setup(
+                [vocabulary.piece(token) for token in range(vocabulary.num_tokens)],
+                sorted(vocabulary.special_ids),
+                eos_ids,
+                layout.spaces,
+                memory,
+                seconds,
+            )
+        )
+        self._process: subprocess.Popen[bytes] | None = None
+        self._connection: Connection | None = None
+
+    def compile(self, spec: GrammarSpec) -> str:
+        """The grammar's text. Raises GrammarError; `grammar_too_complex` if it takes too long or too much."""
+        connection = self._start()
+        try:
+            connection.send_bytes(msgspec.msgpack.encode(spec))
+            data = _receive(connection, self._seconds)
+        except (EOFError, OSError):
+            data = None
+        if data is None:
+            self.close()
+            raise GrammarError(
+                f"the grammar takes more than {self._seconds:g} s or too much memory to compile",
+                code="grammar_too_complex",
+            )
+        answer = msgspec.msgpack.decode(data, type=Answer)
+        if answer.code:
+            raise GrammarError(answer.message, code=answer.code, pointer=answer.pointer)
+        return answer.lark
+
+    def start(self) -> None:
+        """Have it ready before the first grammar comes."""
+        self._start()
+
+    def close(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+        if self._connection is not None:
+            self._connection.close()
+        self._process = self._connection = None
+
+    def _start(self) -> Connection:
+        if self._connection is not None and self._process is not None and self._process.poll() is None:
+            return self._connection
+        self.close()
+        ours, theirs = socket.socketpair()
+        with theirs:
+            self._process = subprocess.Popen([sys.executable, "-m", __name__], stdin=theirs.fileno())
+        self._connection = Connection(ours.detach())
+        self._connection.send_bytes(self._setup)
+        if _receive(self._connection, START_TIME) is None:
+            self.close()
+            raise GrammarError("the grammar compiler does not start", code="grammar_unavailable")
+        return self._connection
+
+
+def _receive(connection: Connection, seconds: float) -> bytes | None:
+    return connection.recv_bytes() if connection.poll(seconds) else None
+
+
+def main() -> int:
+    """The sandbox's own side."""
+    from trunkline.grammar.llguidance import LlguidanceBackend
+    from trunkline.grammar.translate import lark_of
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent's user means the parent
+    connection = Connection(socket.socket(fileno=0).detach())
+    setup = msgspec.msgpack.decode(connection.recv_bytes(), type=Setup)
+    layout = Layout(setup.spaces)
+    backend = LlguidanceBackend(PieceTable(setup), setup.eos_ids, layout)
+    limit = _address_space() + setup.memory
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    connection.send_bytes(msgspec.msgpack.encode(Answer()))
+    while True:
+        try:
+            spec = msgspec.msgpack.decode(connection.recv_bytes(), type=GrammarSpec)
+        except EOFError:
+            return 0
+        signal.setitimer(signal.ITIMER_REAL, 2 * setup.seconds)  # an orphan does not go on for ever
+        try:
+            lark = lark_of(spec, layout)
+            backend.compile_lark(lark)
+            answer = Answer(lark)
+        except GrammarError as error:
+            answer = Answer("", error.message, error.code, error.pointer)
+        except (MemoryError, RecursionError):
+            answer = Answer("", "the grammar takes too much memory to compile", "grammar_too_complex")
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        connection.send_bytes(msgspec.msgpack.encode(answer))
+
+
+def _address_space() -> int:
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[0]) * resource.getpagesize()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
