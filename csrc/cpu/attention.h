@@ -1,430 +1,474 @@
 // Causal attention over paged keys and values, the same bits for a query however it is batched.
 //
-// Keys are taken in blocks of BLOCK positions that begin at multiples of BLOCK. For one query and one block
-// there is one way to compute (largest score, sum of weights, weighted values), and blocks are merged in order
-// of position with the usual rescaling (online softmax). A query reads no key outside
-// [position - window + 1, position]: what others in its tile read does not reach it. When there are few
-// queries and many keys, blocks are computed in parallel and merged after, in the same order.
+// Keys are taken in blocks of BLOCK positions that begin at multiples of BLOCK. For one query and one block there
+// is one way to compute (largest score, sum of weights, weighted values): each score is one running sum over the
+// dimensions, each weighted value one over the keys, see attention_block.h. Blocks are joined in order of position
+// with the usual rescaling (online softmax). What differs between calls is only which queries share a reading of
+// the keys, and who computes which block: results of single blocks may be kept and joined later, in the same order.
+// A query reads no key outside [position - window + 1, position]: what others in its tile read does not reach it.
 #pragma once
 
-#include "args.h"
-#include "simd.h"
+#include "attention_block.h"
 
 #include <omp.h>
 
 namespace trunkline {
 namespace TRUNKLINE_ISA {
 
-constexpr long BLOCK = 128;
-constexpr long TILE_ROWS = 32;   // query rows (tokens x heads of a group) that share a reading of the keys
-constexpr long SPLIT_ROWS = 16;  // tiles of at most so many rows may be split over blocks
-constexpr long COPY_ROWS = 9;    // from so many rows on, a block is widened once for all
+constexpr long TILE_ROWS = 96;  // query rows (tokens x heads of a group) that share a packing of the keys
+constexpr long FEW_ROWS = 32;   // of such tiles, a thread takes several heads side by side, or some of the blocks
+constexpr long NEAR_BYTES = 1 << 17;       // of keys and values that are in use, and as many that are fetched ahead
 constexpr long SERIAL_PRODUCTS = 1 << 18;  // up to here threads cost more than they save
-constexpr int SCORE_ROWS = REGISTERS == 32 ? 4 : 2;
-constexpr int VALUE_VECTORS = REGISTERS == 32 ? 4 : 2;  // per row, when several rows are held
 
-struct Tile {
+// What a thread takes at once: blocks [from, to) of heads [head, head + heads) for a tile of tokens.
+struct Item {
     int32_t request, first, tokens, position;  // `first`: index in q; position of that token
-    int32_t blocks_from, blocks_to;
+    int32_t head, heads, from, to;
+    int32_t begin, end;  // blocks that the tile has
+    long kept;           // where results of single blocks go, from the first of the tile on; -1: joined at once
 };
 
-// One thread's room. D: dim rounded up to 16.
-struct Room {
-    float* q;        // [rows, D] of the head in turn, as are `total` and `running`
-    float* scores;   // [rows, BLOCK]
-    float* part;     // [rows, D]: the block's weighted values
-    float* total;    // [rows, D]
-    float* stats;    // [2, rows]: largest and sum of the block
-    float* running;  // [2, rows]: of all blocks so far
-    float* keys;    // [BLOCK, D]: a block widened, or padded where dim is odd
-    float* values;
-    const void** key_at;  // [BLOCK]
-    const void** value_at;
-    long* low;  // [rows]: keys of the block that a row sees
-    long* high;
+// The keys of a block that a tile reads.
+template <class T>
+struct Keys {
+    const T* at[BLOCK];  // a token's keys of all heads, or null
+    long start, first, last;  // position of the block; keys [first, last) of it
 };
 
 struct Geometry {
-    long rows, group, tile_tokens, padded;
-    long turns = 1;  // key/value heads that a task takes side by side, block by block
+    long group, tile_tokens, rows, dim, heads, chunk;
 
-    explicit Geometry(const AttentionArgs& a) {
+    Geometry(const AttentionArgs& a, long element) {
         group = a.heads / a.kv_heads;
         tile_tokens = group >= TILE_ROWS ? 1 : TILE_ROWS / group;
-        rows = tile_tokens * group;
-        padded = (a.dim + 15) / 16 * 16;
+        dim = (a.dim + 31) / 32 * 32;
+        heads = NEAR_BYTES / (BLOCK * 2 * a.dim * element);
+        heads = heads > a.kv_heads ? a.kv_heads : heads < 1 ? 1 : heads;
+        rows = tile_tokens * group > heads * FEW_ROWS ? tile_tokens * group : heads * FEW_ROWS;
+        rows = (rows + 15) / 16 * 16;
+        chunk = 1L << 40;
     }
-    long room_bytes() const {
-        long floats = rows * (padded + BLOCK + 2) + turns * rows * (2 * padded + 2) + 2 * BLOCK * padded;
-        return floats * 4 + 2 * BLOCK * long(sizeof(void*)) + 2 * rows * long(sizeof(long)) + 256;
-    }
-    Room room(char* at) const {
-        Room r;
-        float* f = (float*)at;
-        r.q = f, f += turns * rows * padded;
-        r.total = f, f += turns * rows * padded;
-        r.running = f, f += turns * rows * 2;
-        r.part = f, f += rows * padded;
-        r.keys = f, f += BLOCK * padded;
-        r.values = f, f += BLOCK * padded;
-        r.scores = f, f += rows * BLOCK;
-        r.stats = f, f += rows * 2;
-        at = (char*)(((uintptr_t)f + 63) / 64 * 64);
-        r.key_at = (const void**)at, at += BLOCK * sizeof(void*);
-        r.value_at = (const void**)at, at += BLOCK * sizeof(void*);
-        r.low = (long*)at, at += rows * sizeof(long);
-        r.high = (long*)at;
-        return r;
-    }
-    // A block's result in the split form: [rows, D], then largest and sum of each row.
-    long part_floats() const { return rows * (padded + 2); }
+    // Of a block's kept result: [rows, dim], then largest scores and sums of [FEW_ROWS] rows.
+    long part_floats() const { return FEW_ROWS * (dim + 2); }
 };
 
-template <class T>
-INLINE void widen_row(const T* from, float* to, long dim, long padded) {
-    long i = 0;
-    for (; i + W <= dim; i += W) store(to + i, load(from + i));
-    for (; i < dim; i++) to[i] = widen(from[i]);
-    for (; i < padded; i++) to[i] = 0;
-}
-
-// Scores of MR rows for keys [from, to), four keys at a time; the last four may repeat a key.
-template <int MR, class T>
-static void score(const float* q, long padded, const void* const* keys, long from, long to, float scale,
-                  float* scores) {
-    for (long j = from; j < to; j += 4) {
-        const T* k[4];
-        for (int i = 0; i < 4; i++) k[i] = (const T*)keys[j + i < to ? j + i : to - 1];
-        VF acc[MR][4] = {};
-        for (long d = 0; d < padded; d += W) {
-            VF key[4] = {load(k[0] + d), load(k[1] + d), load(k[2] + d), load(k[3] + d)};
-#pragma GCC unroll 4
-            for (int r = 0; r < MR; r++) {
-                VF query = load(q + r * padded + d);
-#pragma GCC unroll 4
-                for (int i = 0; i < 4; i++) acc[r][i] = fma(query, key[i], acc[r][i]);
-            }
+INLINE long add_items(const AttentionArgs& a, const Geometry& g, long request, long first, long tokens, long kept,
+                      Item* items, long& count) {
+    const long heads = tokens * g.group <= FEW_ROWS ? g.heads : 1;
+    const long chunk = tokens * g.group <= FEW_ROWS ? g.chunk : 1L << 40;
+    const long position = a.seq_lens[request] - (a.q_start[request + 1] - first);
+    const long begin = a.window && position >= a.window ? (position - a.window + 1) / BLOCK : 0;
+    const long end = (position + tokens - 1) / BLOCK + 1;
+    const bool split = end - begin > chunk;
+    for (long head = 0; head < a.kv_heads; head += heads) {
+        const long some = a.kv_heads - head < heads ? a.kv_heads - head : heads;
+        for (long from = begin; from < end; from += chunk, count++) {
+            if (!items) continue;
+            items[count] = {int32_t(request), int32_t(first), int32_t(tokens), int32_t(position), int32_t(head),
+                            int32_t(some), int32_t(from), int32_t(end - from < chunk ? end : from + chunk),
+                            int32_t(begin), int32_t(end), split ? kept : -1};
         }
-#pragma GCC unroll 4
-        for (int r = 0; r < MR; r++) {
-            F4 four = sums(acc[r][0], acc[r][1], acc[r][2], acc[r][3]) * scale;
-            for (int i = 0; i < 4 && j + i < to; i++) scores[r * BLOCK + j + i] = four[i];
-        }
+        if (split) kept += some * (end - begin);
     }
+    return kept;
 }
 
-// part[row] += sum over keys [from, to) of weight * value, in order, for MR rows.
-template <int MR, int N, class T>
-static void add_columns(const float* weights, const void* const* values, long from, long to, long d, float* part,
-                        long padded) {
-    VF acc[MR][N];
-#pragma GCC unroll 8
-    for (int r = 0; r < MR; r++)
-#pragma GCC unroll 8
-        for (int i = 0; i < N; i++) acc[r][i] = load(part + r * padded + d + i * W);
-    for (long j = from; j < to; j++) {
-        const T* value = (const T*)values[j] + d;
-        VF v[N];
-#pragma GCC unroll 8
-        for (int i = 0; i < N; i++) v[i] = load(value + i * W);
-#pragma GCC unroll 8
-        for (int r = 0; r < MR; r++) {
-            VF weight = splat(weights[r * BLOCK + j]);
-#pragma GCC unroll 8
-            for (int i = 0; i < N; i++) acc[r][i] = fma(weight, v[i], acc[r][i]);
+// Cut the step into items, written if `items` is not null; `work` counts blocks x heads of items that may be split.
+// Returns the number of kept parts.
+INLINE long make_items(const AttentionArgs& a, const Geometry& g, Item* items, long& count, long& work) {
+    long kept = 0;
+    count = work = 0;
+    for (long i = 0; i < a.requests; i++) {
+        const long begin = a.q_start[i], tiles = (a.q_start[i + 1] - begin + g.tile_tokens - 1) / g.tile_tokens;
+        for (long t = tiles - 1; t >= 0; t--) {  // late tiles see the most keys
+            const long first = begin + t * g.tile_tokens, left = a.q_start[i + 1] - first;
+            const long tokens = left < g.tile_tokens ? left : g.tile_tokens;
+            kept = add_items(a, g, i, first, tokens, kept, items, count);
+            work += (a.seq_lens[i] / BLOCK + 1) * ((a.kv_heads + g.heads - 1) / g.heads);
         }
     }
-#pragma GCC unroll 8
-    for (int r = 0; r < MR; r++)
-#pragma GCC unroll 8
-        for (int i = 0; i < N; i++) store(part + r * padded + d + i * W, acc[r][i]);
+    return kept;
 }
 
-template <int MR, class T>
-static void add_values(const float* weights, const void* const* values, long from, long to, float* part,
-                       long padded) {
-    constexpr int N = MR == 1 ? 8 : MR == 2 ? 4 : VALUE_VECTORS;
-    long d = 0;
-    for (; d + N * W <= padded; d += N * W) add_columns<MR, N, T>(weights, values, from, to, d, part, padded);
-    for (; d < padded; d += W) add_columns<MR, 1, T>(weights, values, from, to, d, part, padded);
+INLINE char* carve(char*& at, long bytes) {
+    char* begin = at;
+    at += (bytes + 63) / 64 * 64;
+    return begin;
 }
 
-// Rows [row, row + MR): what all of them see together, the rest one by one; each row's order stays.
-template <int MR, class T>
-static void add_rows(const Room& r, long row, long padded) {
-    long from = r.low[row], to = r.high[row];
-    for (int i = 1; i < MR; i++) {
-        if (r.low[row + i] != from) from = to = 0;  // windows begin apart
-        if (r.high[row + i] < to) to = r.high[row + i];
-    }
-    if (from < to)
-        add_values<MR, T>(r.scores + row * BLOCK, r.value_at, from, to, r.part + row * padded, padded);
-    for (int i = 0; i < MR; i++) {
-        long begin = from < to ? to : r.low[row + i];
-        if (begin < r.high[row + i])
-            add_values<1, T>(r.scores + (row + i) * BLOCK, r.value_at, begin, r.high[row + i],
-                             r.part + (row + i) * padded, padded);
-    }
-}
-
-// Scores of one row to weights, in place; writes the row's largest score and the sum of weights.
-INLINE void weigh(float* scores, long low, long high, float* largest_out, float* sum_out) {
-    VF most = splat(-__builtin_inff());
-    long begin = low / W * W, end = (high + W - 1) / W * W;
-    for (long j = begin; j < low; j++) scores[j] = -__builtin_inff();
-    for (long j = high; j < end; j++) scores[j] = -__builtin_inff();
-    for (long j = begin; j < end; j += W) most = larger(most, load(scores + j));
-    float top = largest(most);
-    VF total = {};
-    for (long j = begin; j < end; j += W) {
-        VF weight = exp(load(scores + j) - top);
-        store(scores + j, weight);
-        total += weight;
-    }
-    *largest_out = top;
-    *sum_out = sum(total);
-}
-
-// (largest, sum, values) of all keys so far, joined with those of the next block.
-INLINE void merge(float* top, float* weight, float* total, float block_top, float block_weight, const float* part,
-                  long padded) {
-    float both = block_top > *top ? block_top : *top;
-    float old_scale = exp_one(*top - both), new_scale = exp_one(block_top - both);
-    *weight = *weight * old_scale + block_weight * new_scale;
-    *top = both;
-    for (long d = 0; d < padded; d += W)
-        store(total + d, fma(load(total + d), splat(old_scale), load(part + d) * new_scale));
-}
-
-template <class T>
+// A thread's room, and what it does to its items. X: what products take; T: what the pool holds.
+template <class X, class T>
 struct Worker {
     const AttentionArgs& a;
     const Geometry& g;
-    const Room base;
-    Room r;
-    long rows = 0;
+    X* q;            // [heads, rows, dim] of the item
+    float* total;    // [heads, rows, dim]
+    float* running;  // [heads, 2, rows]: largest scores and sums so far
+    float* scores;   // [rows, BLOCK], then the weights in the same rows
+    float* stats;    // [2, rows]: of the block
+    float* scales;   // [2, rows]
+    int32_t* low;    // [rows]: keys of the block that a row sees
+    int32_t* high;
+    char* keys;    // a slab
+    char* values;  // slabs
+    T* edge;       // [17, dim]: rows of 16 keys where dim is no multiple of 32, and zeros
+    Keys<T>* now;
+    Keys<T>* next;
+    long rows = 0, padded = 0;  // of the item, and that as a multiple of 16
 
-    Worker(const AttentionArgs& args, const Geometry& geometry, char* at)
-        : a(args), g(geometry), base(geometry.room(at)), r(base) {}
+    // Lines that the thread will read next, in order of their addresses: one is fetched for each that is read now.
+    struct Ahead {
+        const char* const* token;
+        const char* const* end;
+        long offset, to_values, bytes;
+        const char* at;    // in the keys or values of a token
+        const char* stop;
+        bool at_values;
 
-    void take_turn(long turn) {
-        r.q = base.q + turn * g.rows * g.padded;
-        r.total = base.total + turn * g.rows * g.padded;
-        r.running = base.running + turn * g.rows * 2;
-    }
-
-    void begin(const Tile& tile, long kv_head) {
-        rows = tile.tokens * g.group;
-        for (long t = 0; t < tile.tokens; t++) {
-            long at = (tile.first + t) * a.q_stride + kv_head * g.group * a.dim;
-            for (long h = 0; h < g.group; h++, at += a.dim) {
-                float* to = r.q + (t * g.group + h) * g.padded;
-                if (a.q_bf16)
-                    widen_row((const uint16_t*)a.q + at, to, a.dim, g.padded);
-                else
-                    widen_row((const float*)a.q + at, to, a.dim, g.padded);
-            }
-        }
-    }
-
-    void clear_total() {
-        for (long i = 0; i < rows * g.padded; i++) r.total[i] = 0;
-        for (long i = 0; i < rows; i++) r.running[i] = -__builtin_inff(), r.running[g.rows + i] = 0;
-    }
-
-    // The block's result for every row: `part`, and its stats.
-    void block(const Tile& tile, long kv_head, long index) {
-        long start = index * BLOCK, first = BLOCK, last = 0;
-        for (long row = 0; row < rows; row++) {
-            long position = tile.position + row / g.group;
-            long low = a.window && position - a.window + 1 > start ? position - a.window + 1 - start : 0;
-            long high = position + 1 - start < BLOCK ? position + 1 - start : BLOCK;
-            if (high < 0) high = 0;
-            if (low > high) low = high;
-            r.low[row] = low, r.high[row] = high;
-            if (low < high && low < first) first = low;
-            if (low < high && high > last) last = high;
-        }
-        bool copy = rows >= COPY_ROWS ? sizeof(T) == 2 : false;
-        if (a.dim != g.padded) copy = true;
-        locate(tile.request, kv_head, start, first, last, copy);
-        if (copy)
-            compute<float>(first, last);
-        else
-            compute<T>(first, last);
-    }
-
-    void locate(long request, long kv_head, long start, long first, long last, bool copy) {
-        const int32_t* pages = a.pages + request * a.pages_stride;
-        const long token = 2 * a.kv_heads * a.dim;
-        for (long j = first; j < last; j++) {
-            long position = start + j;
-            long slot = pages[position / a.page_size] * a.page_size + position % a.page_size;
-            const T* key = (const T*)a.pool + slot * token + kv_head * a.dim;
-            const T* value = key + a.kv_heads * a.dim;
-            if (copy) {
-                widen_row(key, r.keys + j * g.padded, a.dim, g.padded);
-                widen_row(value, r.values + j * g.padded, a.dim, g.padded);
-                r.key_at[j] = r.keys + j * g.padded;
-                r.value_at[j] = r.values + j * g.padded;
-            } else {
-                r.key_at[j] = key;
-                r.value_at[j] = value;
-                for (long byte = 0; byte < a.dim * long(sizeof(T)); byte += 64) {
-                    __builtin_prefetch((const char*)key + byte, 0, 3);
-                    __builtin_prefetch((const char*)value + byte, 0, 2);
+        inline __attribute__((always_inline)) void step(long lines) {
+            for (; lines > 0; lines--) {
+                if (at >= stop) {
+                    if (at_values) token++;
+                    if (token >= end) return;
+                    at_values = !at_values;
+                    at = *token + offset + (at_values ? to_values : 0);
+                    stop = at + bytes;
                 }
+                __builtin_prefetch(at, 0, 3);
+                at += LINE;
+            }
+        }
+    };
+
+    Worker(const AttentionArgs& args, const Geometry& geometry, char* at) : a(args), g(geometry) { place(at); }
+
+    // Returns the bytes in use.
+    long place(char* const begin) {
+        char* at = begin;
+        q = (X*)carve(at, g.rows * g.dim * sizeof(X));
+        total = (float*)carve(at, g.rows * g.dim * 4);
+        running = (float*)carve(at, g.rows * 8);
+        scores = (float*)carve(at, g.rows * BLOCK * 4);
+        stats = (float*)carve(at, g.rows * 8);
+        scales = (float*)carve(at, g.rows * 8);
+        low = (int32_t*)carve(at, g.rows * 4);
+        high = (int32_t*)carve(at, g.rows * 4);
+        keys = carve(at, SPAN * g.dim * sizeof(X));
+        values = carve(at, (g.dim + SPAN) / SPAN * SPAN * BLOCK * sizeof(X));
+        edge = (T*)carve(at, 17 * g.dim * sizeof(T));
+        now = (Keys<T>*)carve(at, sizeof(Keys<T>));
+        next = (Keys<T>*)carve(at, sizeof(Keys<T>));
+        return at - begin;
+    }
+    void clear_edge() {
+        for (long i = 0; i < 17 * g.dim; i++) edge[i] = 0;
+    }
+    const T* zeros() const { return edge + 16 * g.dim; }
+
+    void locate(const Item& item, long index, Keys<T>& to) const {
+        to.start = index * BLOCK;
+        const long least = a.window && item.position >= a.window ? item.position - a.window + 1 : 0;
+        const long end = item.position + item.tokens;
+        to.first = least > to.start ? least - to.start : 0;
+        to.last = end - to.start < BLOCK ? end - to.start : BLOCK;
+        const int32_t* pages = a.pages + item.request * a.pages_stride;
+        for (long j = to.first; j < to.last;) {
+            const long page = (to.start + j) / a.page_size, offset = (to.start + j) % a.page_size;
+            const T* token = (const T*)a.pool + (pages[page] * a.page_size + offset) * 2 * a.kv_heads * a.dim;
+            for (long i = offset; i < a.page_size && j < to.last; i++, j++, token += 2 * a.kv_heads * a.dim)
+                to.at[j] = token;
+        }
+    }
+
+    void see(const Item& item) {
+        for (long row = 0; row < rows; row++) {
+            const long position = item.position + row / g.group - now->start;
+            long from = a.window && position >= a.window ? position - a.window + 1 : 0;
+            long to = position + 1 < BLOCK ? position + 1 : BLOCK;
+            if (to < 0) to = 0;
+            if (from > to) from = to;
+            low[row] = int32_t(from), high[row] = int32_t(to);
+        }
+    }
+
+    void begin(const Item& item) {
+        rows = item.tokens * g.group, padded = (rows + 15) / 16 * 16;
+        for (long turn = 0; turn < item.heads; turn++)
+            for (long row = 0; row < rows; row++) {
+                const long token = item.first + row / g.group, head = (item.head + turn) * g.group + row % g.group;
+                X* to = q + (turn * padded + row) * g.dim;
+                if (a.q_bf16)
+                    copy((const uint16_t*)a.q + token * a.q_stride + head * a.dim, to);
+                else
+                    copy((const float*)a.q + token * a.q_stride + head * a.dim, to);
+            }
+    }
+    template <class Q>
+    void copy(const Q* from, X* to) const {
+        if constexpr (sizeof(Q) >= sizeof(X))  // bfloat16 products are for queries of that type
+            for (long d = 0; d < a.dim; d++) to[d] = from[d];
+        else
+            for (long d = 0; d < a.dim; d++) to[d] = widen(from[d]);
+        for (long d = a.dim; d < g.dim; d++) to[d] = 0;
+    }
+
+    void clear(const Item& item) {
+        for (long i = 0; i < item.heads * padded * g.dim; i++) total[i] = 0;
+        for (long turn = 0; turn < item.heads; turn++)
+            for (long i = 0; i < padded; i++) {
+                running[2 * turn * padded + i] = -__builtin_inff();
+                running[(2 * turn + 1) * padded + i] = 0;
+            }
+    }
+
+    // The key or value of a token as a row of `dim` numbers; `room`: which row of `edge` it may use.
+    const T* row_of(long j, long offset, long room) const {
+        if (j < now->first || j >= now->last) return zeros();
+        if (a.dim == g.dim) return now->at[j] + offset;
+        __builtin_memcpy(edge + room * g.dim, now->at[j] + offset, a.dim * sizeof(T));
+        return edge + room * g.dim;
+    }
+
+    void pack_block_keys(long head, long slab, long from, long to, Ahead& ahead) {
+        for (long p = from; p < to; p++) {
+            const T* row[PANEL];
+            for (long i = 0; i < PANEL; i++) row[i] = row_of(slab * SPAN + p * PANEL + i, head * a.dim, i);
+            pack_keys<X>(row, g.dim, keys + p * LINE, SLAB * LINE, ahead);
+        }
+    }
+
+    // Values of keys [from, to), multiples of 16; those outside [low, high) as zeros.
+    void pack_block_values(long head, long from, long to, long low, long high, Ahead& ahead) {
+        const long offset = (a.kv_heads + head) * a.dim;
+        for (long j = from; j < to; j += unit_of<X>) {
+            const T* row[2];
+            for (long i = 0; i < unit_of<X>; i++)
+                row[i] = j + i >= low && j + i < high ? row_of(j + i, offset, i) : zeros();
+            pack_values<X>(row, j / unit_of<X>, g.dim, values, ahead);
+        }
+    }
+
+    // Keys that any of rows [row, row + some) sees, as panels; false: none.
+    bool seen(long row, long some, long& from, long& to) const {
+        from = BLOCK, to = 0;
+        for (long r = row; r < row + some; r++) {
+            if (low[r] >= high[r]) continue;
+            from = low[r] < from ? low[r] : from;
+            to = high[r] > to ? high[r] : to;
+        }
+        from = from / PANEL, to = (to + PANEL - 1) / PANEL;
+        return from < to;
+    }
+
+    void score(long head, long turn, float factor, Ahead& ahead) {
+        const long panel_from = now->first / PANEL, panel_to = (now->last + PANEL - 1) / PANEL;
+        const long last_slab = (panel_to - 1) / SLAB, groups = num_groups(rows);
+        for (long slab = panel_from / SLAB; slab <= last_slab; slab++) {
+            auto here = [&](long p) { return p < slab * SLAB ? 0 : p > slab * SLAB + SLAB ? SLAB : p - slab * SLAB; };
+            pack_block_keys(head, slab, here(panel_from), here(panel_to), ahead);
+            for (long n = 0; n < groups; n++) {
+                const long row = group_begin(rows, n), some = group_begin(rows, n + 1) - row;
+                long from, to;
+                if (!seen(row, some, from, to)) from = to = 0;
+                if (here(from) < here(to))
+                    multiply_rows(some, q + (turn * padded + row) * g.dim, g.dim, keys + here(from) * LINE, SLAB,
+                                  here(to) - here(from), g.dim / unit_of<X>,
+                                  scores + row * BLOCK + slab * SPAN + here(from) * PANEL, BLOCK);
+                if (slab != last_slab) continue;
+                for (long r = row; r < row + some; r++)
+                    if (low[r] < high[r])
+                        weigh<X>(scores + r * BLOCK, from * PANEL, to * PANEL, low[r], high[r], factor, stats + r,
+                                 stats + padded + r);
+                    else
+                        weigh_nothing<X>(scores + r * BLOCK, from * PANEL, to * PANEL, stats + r, stats + padded + r);
             }
         }
     }
 
-    template <class U>
-    void compute(long first, long last) {
-        for (long j = first; j < last; j += 4) {
-            long to = j + 4 < last ? j + 4 : last, row = 0;
-            for (; row + SCORE_ROWS <= rows; row += SCORE_ROWS)
-                score<SCORE_ROWS, U>(r.q + row * g.padded, g.padded, r.key_at, j, to, a.scale, r.scores + row * BLOCK);
-            for (; row < rows; row++)
-                score<1, U>(r.q + row * g.padded, g.padded, r.key_at, j, to, a.scale, r.scores + row * BLOCK);
-        }
-        for (long i = 0; i < rows * g.padded; i++) r.part[i] = 0;
-        for (long row = 0; row < rows; row++) {
-            if (r.low[row] < r.high[row])
-                weigh(r.scores + row * BLOCK, r.low[row], r.high[row], r.stats + row, r.stats + g.rows + row);
-            else
-                r.stats[row] = -__builtin_inff(), r.stats[g.rows + row] = 0;
-        }
-        long row = 0;
-        for (; row + 4 <= rows; row += 4) add_rows<4, U>(r, row, g.padded);
-        for (; row + 2 <= rows; row += 2) add_rows<2, U>(r, row, g.padded);
-        for (; row < rows; row++) add_rows<1, U>(r, row, g.padded);
-    }
-
-    void merge_block(const float* part, const float* tops, const float* weights) {
-        for (long row = 0; row < rows; row++)
-            if (tops[row] != -__builtin_inff() || weights[row] != 0)  // a row that saw no key of the block
-                merge(r.running + row, r.running + g.rows + row, r.total + row * g.padded, tops[row],
-                      weights[row], part + row * g.padded, g.padded);
-    }
-
-    void keep(float* to) const {
-        __builtin_memcpy(to, r.part, rows * g.padded * 4);
-        __builtin_memcpy(to + g.rows * g.padded, r.stats, rows * 4);
-        __builtin_memcpy(to + g.rows * (g.padded + 1), r.stats + g.rows, rows * 4);
-    }
-
-    void merge_kept(const float* kept) {
-        merge_block(kept, kept + g.rows * g.padded, kept + g.rows * (g.padded + 1));
-    }
-
-    void write(const Tile& tile, long kv_head) {
-        for (long row = 0; row < rows; row++) {
-            long token = tile.first + row / g.group, head = kv_head * g.group + row % g.group;
-            if (a.q_bf16)
-                write_row((uint16_t*)a.out + (token * a.heads + head) * a.dim, row);
-            else
-                write_row((float*)a.out + (token * a.heads + head) * a.dim, row);
+    // Rows [row, row + some): weights times values. The result is kept, or added to the total.
+    void add_rows(long turn, long row, long some, float* kept) {
+        long from, to;
+        if (!seen(row, some, from, to)) return;
+        const X* weights = (const X*)(scores + row * BLOCK) + from * PANEL;
+        const long line = from * PANEL / unit_of<X>, lines = (to - from) * PANEL / unit_of<X>;
+        float part[MAX_ROWS * SPAN];
+        for (long d = 0; d < g.dim; d += SPAN) {
+            const long columns = g.dim - d < SPAN ? g.dim - d : SPAN;
+            const char* slab = values + d * BLOCK * long(sizeof(X)) + line * columns * 4;
+            float* to = kept ? kept + row * g.dim + d : part;
+            const long ldc = kept ? g.dim : SPAN;
+            multiply_rows(some, weights, BLOCK * unit_of<X>, slab, columns / PANEL, columns / PANEL, lines, to, ldc);
+            if (kept) continue;
+            for (long r = 0; r < some; r++)
+                if (low[row + r] < high[row + r])
+                    add_part(total + (turn * padded + row + r) * g.dim + d, part + r * SPAN, scales[row + r],
+                             scales[padded + row + r], columns);
         }
     }
 
+    // Whether a value that only some of the rows see is not finite: its product with a weight of zero is not zero.
+    bool spoiled(long head) const {
+        long from = 0, to = BLOCK;
+        for (long r = 0; r < rows; r++) from = low[r] > from ? low[r] : from, to = high[r] < to ? high[r] : to;
+        for (long j = now->first; j < now->last; j++)
+            if ((j < from || j >= to) && !finite(now->at[j] + (a.kv_heads + head) * a.dim, a.dim)) return true;
+        return false;
+    }
+
+    void add_values(long head, long turn, float* kept, Ahead& ahead) {
+        const long from = now->first / PANEL * PANEL, to = (now->last + PANEL - 1) / PANEL * PANEL;
+        if (!spoiled(head)) {
+            pack_block_values(head, from, to, 0, BLOCK, ahead);
+            for (long n = 0, groups = num_groups(rows); n < groups; n++)
+                add_rows(turn, group_begin(rows, n), group_begin(rows, n + 1) - group_begin(rows, n), kept);
+            return;
+        }
+        for (long r = 0; r < rows; r++) {
+            pack_block_values(head, from, to, low[r], high[r], ahead);
+            add_rows(turn, r, 1, kept);
+        }
+    }
+
+    void block(const Item& item, long index, const Item& then) {
+        see(item);
+        const float factor = a.scale * 1.44269504f;
+        for (long turn = 0; turn < item.heads; turn++) {
+            const long head = item.head + turn;
+            float* kept = item.kept < 0 ? nullptr : part_of(item, index, turn);
+            Ahead ahead = ahead_of(then, *next, turn, item.heads);
+            score(head, turn, factor, ahead);
+            if (kept) {
+                __builtin_memcpy(kept + FEW_ROWS * g.dim, stats, rows * 4);
+                __builtin_memcpy(kept + FEW_ROWS * (g.dim + 1), stats + padded, rows * 4);
+            } else {
+                join(padded, running + 2 * turn * padded, running + (2 * turn + 1) * padded, stats, stats + padded,
+                     factor, scales);
+            }
+            add_values(head, turn, kept, ahead);
+        }
+    }
+
+    float* parts = nullptr;  // of all threads
+    float* part_of(const Item& item, long index, long turn) const {
+        return parts + (item.kept + (index - item.begin) * item.heads + turn) * g.part_floats();
+    }
+
+    void join_kept(const Item& item) {
+        const float factor = a.scale * 1.44269504f;
+        for (long i = 0; i < 2 * padded; i++) stats[i] = 0;
+        for (long index = item.begin; index < item.end; index++)
+            for (long turn = 0; turn < item.heads; turn++) {
+                const float* kept = part_of(item, index, turn);
+                __builtin_memcpy(stats, kept + FEW_ROWS * g.dim, rows * 4);
+                __builtin_memcpy(stats + padded, kept + FEW_ROWS * (g.dim + 1), rows * 4);
+                join(padded, running + 2 * turn * padded, running + (2 * turn + 1) * padded, stats, stats + padded,
+                     factor, scales);
+                for (long r = 0; r < rows; r++)
+                    if (stats[r] != -__builtin_inff() || stats[padded + r] != 0)
+                        add_part(total + (turn * padded + r) * g.dim, kept + r * g.dim, scales[r], scales[padded + r],
+                                 g.dim);
+            }
+    }
+
+    void write(const Item& item) const {
+        for (long turn = 0; turn < item.heads; turn++)
+            for (long row = 0; row < rows; row++) {
+                const long token = item.first + row / g.group, head = (item.head + turn) * g.group + row % g.group;
+                const float weight = running[(2 * turn + 1) * padded + row];
+                const float* from = total + (turn * padded + row) * g.dim;
+                if (a.q_bf16)
+                    write_row(from, weight, (uint16_t*)a.out + (token * a.heads + head) * a.dim);
+                else
+                    write_row(from, weight, (float*)a.out + (token * a.heads + head) * a.dim);
+            }
+    }
     template <class O>
-    void write_row(O* out, long row) {
-        const float* total = r.total + row * g.padded;
-        float weight = r.running[g.rows + row];
+    void write_row(const float* from, float weight, O* out) const {
         long d = 0;
-        for (; d + W <= a.dim; d += W) store(out + d, load(total + d) / weight);
-        for (; d < a.dim; d++) store_one(out + d, total[d] / weight);
+        for (; d + W <= a.dim; d += W) store(out + d, load(from + d) / weight);
+        for (; d < a.dim; d++) store_one(out + d, from[d] / weight);
+    }
+
+    // What turn `turn` of `turns` fetches of the keys and values for an item.
+    Ahead ahead_of(const Item& item, const Keys<T>& of, long turn, long turns) const {
+        const long element = sizeof(T), tokens = of.last - of.first;
+        const char* const* at = (const char* const*)of.at + of.first;
+        return {at + tokens * turn / turns - 1, at + tokens * (turn + 1) / turns, item.head * a.dim * element,
+                a.kv_heads * a.dim * element, item.heads * a.dim * element, nullptr, nullptr, true};
+    }
+
+    // Take items, one after another, until there are none.
+    void run(const Item* items, long count, long* counter) {
+        auto take = [&] {
+            long mine;
+#pragma omp atomic capture
+            mine = (*counter)++;
+            return mine;
+        };
+        long mine = take();
+        if (mine < count) locate(items[mine], items[mine].from, *now);
+        while (mine < count) {
+            const Item& item = items[mine];
+            begin(item);
+            if (item.kept < 0) clear(item);
+            for (long index = item.from; index < item.to; index++) {
+                const bool last = index + 1 == item.to;
+                if (last) mine = take();
+                const Item& then = last && mine < count ? items[mine] : item;
+                const bool any = !last || mine < count;
+                if (any)
+                    locate(then, last ? then.from : index + 1, *next);
+                else
+                    next->first = next->last = 0;
+                block(item, index, then);
+                Keys<T>* done = now;
+                now = next, next = done;
+            }
+            if (item.kept < 0) write(item);
+        }
     }
 };
 
-// Cut each request's tokens into tiles. Returns how many; writes them if `tiles` is not null.
-INLINE long make_tiles(const AttentionArgs& a, const Geometry& g, Tile* tiles) {
-    long count = 0;
-    for (long i = 0; i < a.requests; i++) {
-        long end = a.q_start[i + 1], before = a.seq_lens[i] - (end - a.q_start[i]);
-        for (long first = a.q_start[i]; first < end; first += g.tile_tokens, count++) {
-            if (!tiles) continue;
-            long tokens = end - first < g.tile_tokens ? end - first : g.tile_tokens;
-            long position = before + first - a.q_start[i];
-            long low = a.window && position >= a.window ? position - a.window + 1 : 0;
-            tiles[count] = {int32_t(i),        int32_t(first),       int32_t(tokens),
-                            int32_t(position), int32_t(low / BLOCK), int32_t((position + tokens - 1) / BLOCK + 1)};
-        }
-    }
-    return count;
-}
-
-template <class T>
+template <class X, class T>
 static void attend(const AttentionArgs& a) {
-    Geometry g(a);
-    const long count = make_tiles(a, g, nullptr);
+    Geometry g(a, sizeof(T));
+    long count, work, counter = 0;
+    make_items(a, g, nullptr, count, work);
     if (count == 0) return;
-    const long tile_bytes = (count * long(sizeof(Tile)) + 63) / 64 * 64;
-    Tile* tiles = (Tile*)a.grow(tile_bytes);
-    make_tiles(a, g, tiles);
-    long most_tokens = 0, most_blocks = 0, work = 0;
-    for (long i = 0; i < count; i++) {
-        long blocks = tiles[i].blocks_to - tiles[i].blocks_from;
-        most_tokens = tiles[i].tokens > most_tokens ? tiles[i].tokens : most_tokens;
-        most_blocks = blocks > most_blocks ? blocks : most_blocks;
-        work += blocks * tiles[i].tokens;
-    }
-    const int threads = work * a.heads * a.dim * BLOCK <= SERIAL_PRODUCTS ? 1 : a.threads;
-    const bool few_rows = most_tokens * g.group <= SPLIT_ROWS;
-    const bool split = threads > 1 && few_rows && most_blocks > 1 && count * a.kv_heads < 4 * threads;
-    // A token's heads lie side by side: with few rows, memory is read best by taking all heads of a block.
-    if (few_rows && !split)
-        for (g.turns = a.kv_heads; g.turns > 1 && count * (a.kv_heads / g.turns) < 4 * threads;) g.turns /= 2;
-    const long parts = split ? count * a.kv_heads * most_blocks : 0;  // results of single blocks
-    const long room = (g.room_bytes() + 63) / 64 * 64;
-    char* base = a.grow(tile_bytes + threads * room + parts * g.part_floats() * 4);
-    tiles = (Tile*)base;
-    make_tiles(a, g, tiles);
-    float* kept = (float*)(base + tile_bytes + threads * room);
-    const long shares = (a.kv_heads + g.turns - 1) / g.turns;
+    const int threads = work * g.heads * g.group * a.dim * BLOCK <= SERIAL_PRODUCTS ? 1 : a.threads;
+    if (threads > 1) g.chunk = work / (8 * threads) > 1 ? work / (8 * threads) : 1;
+    const long parts = make_items(a, g, nullptr, count, work);
+    const long room = Worker<X, T>(a, g, nullptr).place(nullptr);
+    const long item_bytes = (count * long(sizeof(Item)) + 63) / 64 * 64;
+    char* base = a.grow(item_bytes + threads * room + parts * g.part_floats() * 4);
+    Item* items = (Item*)base;
+    make_items(a, g, items, count, work);
 #pragma omp parallel num_threads(threads) if (threads > 1)
     {
-        Worker<T> worker(a, g, base + tile_bytes + omp_get_thread_num() * room);
+        Worker<X, T> worker(a, g, base + item_bytes + omp_get_thread_num() * room);
+        worker.clear_edge();
+        worker.parts = (float*)(base + item_bytes + threads * room);
+        worker.run(items, count, &counter);
+        if (parts) {
+#pragma omp barrier
 #pragma omp for schedule(dynamic, 1)
-        for (long part = 0; part < parts; part++) {
-            const Tile& tile = tiles[part / most_blocks / a.kv_heads];
-            long head = part / most_blocks % a.kv_heads, index = tile.blocks_from + part % most_blocks;
-            if (index >= tile.blocks_to) continue;
-            worker.begin(tile, head);
-            worker.block(tile, head, index);
-            worker.keep(kept + part * g.part_floats());
-        }
-#pragma omp for schedule(dynamic, 1)
-        for (long task = 0; task < count * shares; task++) {
-            const long number = count - 1 - task / shares;  // late tiles of a prompt see the most keys
-            const Tile& tile = tiles[number];
-            const long from = task % shares * g.turns;
-            const long heads = a.kv_heads - from < g.turns ? a.kv_heads - from : g.turns;
-            for (long turn = 0; turn < heads; turn++) {
-                worker.take_turn(turn);
-                worker.begin(tile, from + turn);
-                worker.clear_total();
-            }
-            for (long index = tile.blocks_from; index < tile.blocks_to; index++)
-                for (long turn = 0; turn < heads; turn++) {
-                    worker.take_turn(turn);
-                    if (split) {
-                        long part = (number * a.kv_heads + from) * most_blocks + index - tile.blocks_from;
-                        worker.merge_kept(kept + part * g.part_floats());
-                    } else {
-                        worker.block(tile, from + turn, index);
-                        worker.merge_block(worker.r.part, worker.r.stats, worker.r.stats + g.rows);
-                    }
-                }
-            for (long turn = 0; turn < heads; turn++) {
-                worker.take_turn(turn);
-                worker.write(tile, from + turn);
+            for (long i = 0; i < count; i++) {
+                if (items[i].kept < 0 || items[i].from != items[i].begin) continue;
+                worker.begin(items[i]);
+                worker.clear(items[i]);
+                worker.join_kept(items[i]);
+                worker.write(items[i]);
             }
         }
     }
 }
 
-static void attention(const AttentionArgs& a) { a.pool_bf16 ? attend<uint16_t>(a) : attend<float>(a); }
+static void attention(const AttentionArgs& a) {
+#if defined(__AVX512BF16__)
+    if (a.pool_bf16 && a.q_bf16) return attend<uint16_t, uint16_t>(a);
+#endif
+    a.pool_bf16 ? attend<float, uint16_t>(a) : attend<float, float>(a);
+}
 
 }  // namespace TRUNKLINE_ISA
 }  // namespace trunkline

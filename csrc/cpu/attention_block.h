@@ -1,0 +1,218 @@
+// What attention does to one block of keys: packing, products, softmax. See attention.h for how blocks are joined.
+//
+// Keys and values are packed into the slabs of micro.h: keys as columns of 64 (the sums run over the dimensions),
+// values as 64 columns of the head (the sums run over the keys). Keys that nobody may see are zeros there.
+#pragma once
+
+#include "micro.h"
+#include "transpose.h"
+
+namespace trunkline {
+namespace TRUNKLINE_ISA {
+
+constexpr long BLOCK = 128;           // keys
+constexpr long SPAN = SLAB * PANEL;   // columns of a slab
+
+// Rows as attention multiplies them: each row whole, `stride` apart from the next.
+INLINE VF spread(const float* x) { return splat(*x); }
+INLINE VF add_product(VF acc, VF a, VF b, float) { return fma(a, b, acc); }
+#if defined(__AVX512BF16__)
+INLINE VF spread(const uint16_t* x) { return (VF)_mm512_set1_epi32(load_as<int>(x)); }
+INLINE VF add_product(VF acc, VF a, VF b, uint16_t) {
+    return (VF)_mm512_dpbf16_ps((__m512)acc, (__m512bh)a, (__m512bh)b);
+}
+#endif
+
+template <class X>
+constexpr int unit_of = 4 / sizeof(X);  // numbers of a row that a line of a slab takes at once
+
+// c [MR, NP * 16] = MR rows times NP panels over `lines` lines, which lie `step` bytes apart.
+template <class X, int MR, int NP>
+static void micro_rows(const X* x, long stride, const char* w, long step, long lines, float* c, long ldc) {
+    VF acc[MR][NP * NV] = {};
+    for (long l = 0; l < lines; l++, x += unit_of<X>, w += step) {
+        VF b[NP * NV];
+#pragma GCC unroll 8
+        for (int i = 0; i < NP * NV; i++) b[i] = load_as<VF>(w + i * W * 4);
+#pragma GCC unroll 8
+        for (int r = 0; r < MR; r++) {
+            VF a = spread(x + r * stride);
+#pragma GCC unroll 8
+            for (int i = 0; i < NP * NV; i++) acc[r][i] = add_product(acc[r][i], a, b[i], X());
+        }
+    }
+#pragma GCC unroll 8
+    for (int r = 0; r < MR; r++)
+#pragma GCC unroll 8
+        for (int i = 0; i < NP * NV; i++) store(c + r * ldc + i * W, acc[r][i]);
+}
+
+// Up to MAX_ROWS rows times panels [0, panels) of a slab that is `width` panels wide.
+template <class X, int MR = MAX_ROWS>
+static void multiply_rows(long rows, const X* x, long stride, const char* w, long width, long panels, long lines,
+                          float* c, long ldc) {
+    if (rows < MR) {
+        if constexpr (MR > 1) multiply_rows<X, MR - 1>(rows, x, stride, w, width, panels, lines, c, ldc);
+        return;
+    }
+    constexpr int NP = panels_for(MR);
+    long p = 0;
+    for (; p + NP <= panels; p += NP)
+        micro_rows<X, MR, NP>(x, stride, w + p * LINE, width * LINE, lines, c + p * PANEL, ldc);
+    for (; p < panels; p++) micro_rows<X, MR, 1>(x, stride, w + p * LINE, width * LINE, lines, c + p * PANEL, ldc);
+}
+
+// W units of a key: a float32, or a pair of bfloat16.
+INLINE VU load_units(const float* from) { return load_as<VU>(from); }
+INLINE VU load_units(const uint16_t* from) { return load_as<VU>(from); }
+template <class T>
+constexpr int numbers_of_unit = sizeof(T) == 4 ? 1 : 2;
+
+// Units of 16 keys to lines that begin at `to`, `step` bytes apart. A product in float32 takes pairs apart.
+template <class X, class T>
+INLINE void put_units(VU units, long unit, char* to, long step) {
+    if constexpr (unit_of<X> == numbers_of_unit<T>) {
+        __builtin_memcpy(to + unit * step, &units, sizeof units);
+    } else {
+        VU low = units << 16, high = units & 0xffff0000u;
+        __builtin_memcpy(to + 2 * unit * step, &low, sizeof low);
+        __builtin_memcpy(to + (2 * unit + 1) * step, &high, sizeof high);
+    }
+}
+
+// One panel of keys: 16 rows of `dim` numbers, a multiple of 32.
+template <class X, class T, class Ahead>
+static void pack_keys(const T* const* rows, long dim, char* to, long step, Ahead& ahead) {
+    for (long unit = 0; unit < dim / numbers_of_unit<T>; unit += W) {
+        for (long lane = 0; lane < PANEL; lane += W) {
+            VU square[W];
+            for (int i = 0; i < W; i++) {
+                square[i] = load_units(rows[lane + i] + unit * numbers_of_unit<T>);
+                if (W == 16 || i % 2) ahead.step(1);
+            }
+            transpose(square);
+            for (int i = 0; i < W; i++) put_units<X, T>(square[i], unit + i, to + lane * 4, step);
+        }
+    }
+}
+
+// One line of values: that of one key, or of a pair of keys.
+INLINE void pack_value(const float* const* rows, long d, char* to, float) { store((float*)to, load(rows[0] + d)); }
+template <class T>
+INLINE void pack_value(const T* const* rows, long d, char* to, float) { store((float*)to, load(rows[0] + d)); }
+template <class T>
+INLINE void pack_value(const T* const* rows, long d, char* to, uint16_t) {
+    VU pairs = (VU)load(rows[0] + d) >> 16 | (VU)load(rows[1] + d);
+    __builtin_memcpy(to, &pairs, sizeof pairs);
+}
+
+template <class X, class T, class Ahead>
+static void pack_values(const T* const* rows, long line, long dim, char* slabs, Ahead& ahead) {
+    for (long d = 0; d < dim; d += SPAN, slabs += SPAN * BLOCK * long(sizeof(X))) {
+        const long columns = dim - d < SPAN ? dim - d : SPAN;
+        char* to = slabs + line * columns * 4;
+        for (long i = 0; i < columns; i += W) {
+            pack_value(rows, d + i, to + i * 4, X());
+            ahead.step(1);
+        }
+    }
+}
+
+// 2^x for x <= 0: relative error below 2e-7, exactly 1 for 0, zero below -126.5; NaN stays NaN. The polynomial is
+// the one of degree 5 with the least relative error on [-1/2, 1/2] and the value 1 at 0.
+INLINE VF power_of_two(VF x) {
+    VF low = splat(-127.0f), magic = splat(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer
+    VF c = low > x ? low : x;
+    VF shifted = c + magic;
+    VF r = c - (shifted - magic);
+    VF p = splat(1.326472731e-3f);
+    p = fma(p, r, splat(9.671512991e-3f));
+    p = fma(p, r, splat(5.550733581e-2f));
+    p = fma(p, r, splat(2.402224243e-1f));
+    p = fma(p, r, splat(6.931470037e-1f));
+    p = fma(p, r, splat(1.0f));
+    return p * (VF)(((VU)shifted << 23) + 0x3f800000u);
+}
+
+// Weights are rounded to what they are multiplied as; returns what they became.
+INLINE VF put_weights(float* to, VF weights) {
+    store(to, weights);
+    return weights;
+}
+#if defined(__AVX512BF16__)
+INLINE VF put_weights(uint16_t* to, VF weights) {
+    __m256bh narrow = _mm512_cvtneps_pbh((__m512)weights);
+    __builtin_memcpy(to, &narrow, sizeof narrow);
+    return (VF)(__builtin_convertvector((VH)narrow, VU) << 16);
+}
+#endif
+
+INLINE VI lanes() {
+    VI v;
+    for (int i = 0; i < W; i++) v[i] = i;
+    return v;
+}
+
+// One row's scores of keys [from, to), multiples of 16, to weights, in place; only keys [low, high) are seen. Writes
+// the largest score, and the sum of the weights as they were rounded.
+template <class X>
+INLINE void weigh(float* scores, long from, long to, long low, long high, float factor, float* top_out, float* sum_out) {
+    const VF hidden = splat(-__builtin_inff());
+    VF most = hidden, total = {};
+    for (long j = from; j < to; j += W) {
+        VF score = load(scores + j);
+        if (j < low || j + W > high) {
+            VI key = lanes() + int32_t(j);
+            score = (key >= int32_t(low)) & (key < int32_t(high)) ? score : hidden;
+            store(scores + j, score);
+        }
+        most = larger(score, most);
+    }
+    const float top = largest(most);
+    const VF tops = splat(top), factors = splat(factor);
+    X* weights = (X*)scores;
+    for (long j = from; j < to; j += W)
+        total += put_weights(weights + j, power_of_two((load(scores + j) - tops) * factors));
+    *top_out = top;
+    *sum_out = sum(total);
+}
+
+// A row that sees no key of the block.
+template <class X>
+INLINE void weigh_nothing(float* scores, long from, long to, float* top_out, float* sum_out) {
+    for (long j = from; j < to; j += W) put_weights((X*)scores + j, VF{});
+    *top_out = -__builtin_inff(), *sum_out = 0;
+}
+
+// The largest scores and sums of all keys so far, joined with those of the next block, for a multiple of 16 rows.
+// Scales of what was added up before, and of the block, go to `scales` [2, rows].
+INLINE void join(long rows, float* tops, float* weights, const float* block_tops, const float* block_weights,
+                 float factor, float* scales) {
+    for (long r = 0; r < rows; r += W) {
+        VF top = load(tops + r), next = load(block_tops + r), added = load(block_weights + r);
+        VF both = larger(next, top);
+        VF old_scale = power_of_two((top - both) * splat(factor)), new_scale = power_of_two((next - both) * splat(factor));
+        VI unseen = (next == splat(-__builtin_inff())) & (added == VF{});
+        store(weights + r, unseen ? load(weights + r) : load(weights + r) * old_scale + added * new_scale);
+        store(tops + r, unseen ? top : both);
+        store(scales + r, old_scale);
+        store(scales + rows + r, new_scale);
+    }
+}
+
+INLINE void add_part(float* total, const float* part, float old_scale, float new_scale, long columns) {
+    const VF before = splat(old_scale), added = splat(new_scale);
+    for (long d = 0; d < columns; d += W) store(total + d, fma(load(total + d), before, load(part + d) * added));
+}
+
+template <class T>
+INLINE bool finite(const T* from, long count) {
+    for (long i = 0; i < count; i++) {
+        float value = widen(from[i]);
+        if (value - value != 0) return false;
+    }
+    return true;
+}
+
+}  // namespace TRUNKLINE_ISA
+}  // namespace trunkline
