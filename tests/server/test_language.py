@@ -44,7 +44,7 @@ def backend(request: pytest.FixtureRequest) -> Any:
         return request.getfixturevalue(request.param)
     url = request.getfixturevalue("runtime").url
     endpoint = sgl.RuntimeEndpoint(url, api_key="key")
-    endpoint._template = endpoint._template
+    endpoint.chat_template = request.getfixturevalue("runtime").endpoint.chat_template
     endpoint.tokenizer = None
     return endpoint
 

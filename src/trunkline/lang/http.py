@@ -16,6 +16,8 @@ from trunkline.types import RequestError
 
 CONNECT_TIME = 30.0  # seconds
 LINE_LIMIT = 2**26  # bytes of one line of an answer
+BUSY = (429, 529)  # statuses of a server that has too much to do now
+TRIES = 8  # about a minute, where the server does not say how long to wait
 
 Connection = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
@@ -74,18 +76,41 @@ class HttpClient:
                     yield event
 
     async def _answer(self, method: str, path: str, body: Any) -> AsyncGenerator[bytes, None]:
-        """The answer's body in pieces. A kept connection that the server has closed meanwhile is replaced
-        once."""
+        """The answer's body in pieces. A server that has too much to do is asked again, when it says."""
         content = b"" if body is None else json.dumps(body).encode()
         head = f"{method} {self._root}{path} HTTP/1.1\r\n{self._head}Content-Length: {len(content)}\r\n\r\n"
+        for attempt in range(TRIES):
+            (reader, writer), status, fields = await self._send(head.encode() + content)
+            whole = False
+            try:
+                pieces = _body(reader, fields)
+                text = b"".join([piece async for piece in pieces]) if status >= 400 else b""
+                if status < 400:
+                    async for piece in pieces:
+                        yield piece
+                whole = True
+            except asyncio.IncompleteReadError as error:
+                raise EndpointError("the answer broke off", code="connection_closed", status=502) from error
+            finally:
+                if whole and fields.get("connection", "").lower() != "close" and "@rest" not in fields:
+                    self._idle.append((reader, writer))
+                else:
+                    writer.close()
+            if status < 400:
+                return
+            if status not in BUSY or attempt == TRIES - 1:
+                raise _refusal(text, status)
+            await asyncio.sleep(_seconds(fields.get("retry-after"), 0.25 * 2**attempt))
+
+    async def _send(self, request: bytes) -> tuple[Connection, int, dict[str, str]]:
+        """(connection, status, header fields). A kept connection that the server has closed is replaced."""
         while True:
             reused = bool(self._idle)
             reader, writer = self._idle.pop() if reused else await self._connect()
             try:
-                writer.write(head.encode() + content)
+                writer.write(request)
                 await writer.drain()
-                status, fields = await _read_head(reader)
-                break
+                return (reader, writer), *await _read_head(reader)
             except (OSError, EOFError) as error:
                 writer.close()
                 if not reused:
@@ -97,26 +122,10 @@ class HttpClient:
             except BaseException:
                 writer.close()
                 raise
-        whole = False
-        try:
-            pieces = _body(reader, fields)
-            if status >= 400:
-                raise _refusal(b"".join([piece async for piece in pieces]), status)
-            async for piece in pieces:
-                yield piece
-            whole = True
-        except asyncio.IncompleteReadError as error:
-            raise EndpointError("the answer broke off", code="connection_closed", status=502) from error
-        finally:
-            if whole and fields.get("connection", "").lower() != "close" and "@rest" not in fields:
-                self._idle.append((reader, writer))
-            else:
-                writer.close()
 
     async def _connect(self) -> Connection:
         if self._finalizer is None:
             self._finalizer = weakref.finalize(self, _close_later, self._idle, asyncio.get_running_loop())
-            self._finalizer.atexit = False
         async with asyncio.timeout(CONNECT_TIME):
             return await asyncio.open_connection(self._host, self._port, ssl=self._tls, limit=LINE_LIMIT)
 
@@ -155,6 +164,14 @@ async def _body(reader: asyncio.StreamReader, fields: Mapping[str, str]) -> Asyn
             yield await reader.readexactly(size)
             await reader.readexactly(2)
         await reader.readuntil(b"\n")
+
+
+def _seconds(header: str | None, otherwise: float) -> float:
+    """How long to wait, of a Retry-After header; at most half a minute."""
+    try:
+        return min(float(header or otherwise), 30.0)
+    except ValueError:  # a date
+        return otherwise
 
 
 def _refusal(text: bytes, status: int) -> EndpointError:

@@ -298,7 +298,9 @@ class StreamExecutor:
             self.error = self.error or error
             left = [during, *(expr for expr, _ in self._queue)]
             self._queue.clear()
-            self._active, self._task = False, None
+            task, self._active, self._task = self._task, False, None
+        if task is not None and during is None:  # from outside: the call that is under way ends too
+            global_config.loop().call_soon_threadsafe(task.cancel)
         for expr in left:
             for child in expr.children if isinstance(expr, Fork) else ():
                 child.fail(error)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import logging
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields
@@ -13,11 +14,13 @@ from trunkline.lang.backends.backend import Backend, Prompt
 from trunkline.lang.backends.engine import EngineBackend
 from trunkline.lang.global_config import Scope, global_config
 from trunkline.lang.interpreter import StreamExecutor
-from trunkline.lang.ir import Argument, Sampling, ValueUnknown, run_sampling
+from trunkline.lang.ir import Argument, Sampling, run_sampling
 from trunkline.lang.state import ProgramState
 from trunkline.lang.tracer import Tracer
 
 PRECACHE_CHARACTERS = 64  # a shorter common prefix is not worth a call
+
+log = logging.getLogger(__name__)
 
 # Sampling parameters that a run takes; those of a single `gen` only are left out.
 RUN_FIELDS = frozenset(field.name for field in fields(Sampling)) - {"dtype", "regex", "json_schema"}
@@ -172,8 +175,8 @@ class SglFunction:
         token = global_config.scope.set(Scope(tracer.backend, tracing=True))
         try:
             state.ret_value = self.func(state, **arguments)
-        except (ValueUnknown, TypeError, AttributeError, ValueError, KeyError):
-            state.ret_value = None  # it needs a value that only a run has
+        except Exception as reason:  # a trace ends where it needs a value, in whatever way that shows
+            log.debug("the trace of %s ends: %r", self.__name__, reason)
         finally:
             global_config.scope.reset(token)
         return state

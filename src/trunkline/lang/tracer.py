@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -75,18 +76,19 @@ class Tracer:
     def prefix(self, template: ChatTemplate) -> str:
         """The constant text with which every run begins."""
         said = Transcript(template)
-        for node in self.nodes:
-            match node:
-                case Fill(text):
-                    said.fill(text)
-                case RoleBegin(role):
-                    said.role_begin(role)
-                case RoleEnd(role):
-                    said.role_end(role)
-                case ScopeBegin() | ScopeEnd() | SetVariable():
-                    continue
-                case _:
-                    break
+        with contextlib.suppress(ValueError):  # roles that don't fit: a run will say so
+            for node in self.nodes:
+                match node:
+                    case Fill(text):
+                        said.fill(text)
+                    case RoleBegin(role):
+                        said.role_begin(role)
+                    case RoleEnd(role):
+                        said.role_end(role)
+                    case ScopeBegin() | ScopeEnd() | SetVariable():
+                        continue
+                    case _:
+                        break
         return said.text
 
     def arguments(self) -> list[str]:

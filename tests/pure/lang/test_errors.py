@@ -203,3 +203,33 @@ def test_cancelling_aborts_the_call(fake: FakeBackend) -> None:
     with pytest.raises(ProgramCancelled):
         _ = state["a"]
     assert (fake.aborted, fake.running) == (1, 0)
+
+
+def test_a_function_that_fails_ends_its_call(fake: FakeBackend) -> None:
+    fake.door = lambda text: False
+
+    @sgl.function
+    def program(s: Any) -> None:
+        s += sgl.gen("a")
+        while not fake.running:
+            time.sleep(0.001)
+        raise LookupError("mine")
+
+    with pytest.raises(LookupError):
+        program.run()
+    while fake.running:
+        time.sleep(0.001)
+    assert fake.aborted == 1
+
+
+def test_a_program_whose_trace_fails_still_runs(fake: FakeBackend) -> None:
+    @sgl.function
+    def program(s: Any, word: str) -> None:
+        assert word in ("a", "b")
+        with s.user():
+            s += sgl.assistant("x") if word == "b" else "fine"
+
+    states = list(program.run_batch([("a",), ("b",)]))
+    assert states[0].text() == "USER:fine\n"
+    with pytest.raises(ValueError, match="roles can't be nested"):
+        states[1].text()

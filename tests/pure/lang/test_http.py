@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.pure.lang.fake_server import FakeServer
-from trunkline.lang.http import EndpointError, HttpClient
+from trunkline.lang.http import TRIES, EndpointError, HttpClient, _seconds
 
 
 @asynccontextmanager
@@ -86,3 +86,27 @@ async def test_a_broken_stream_and_no_server() -> None:
         await HttpClient(server.url).json("GET", "/")
     with pytest.raises(ValueError, match="is no address"):
         HttpClient("localhost:30000")
+
+
+async def test_a_busy_server_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    waits: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        waits.append(seconds)
+
+    replies: list[Any] = [(429, {"message": "busy"})] * 3 + [(200, {"ok": True})]
+    server = FakeServer(lambda path, body: replies.pop(0) if replies else (429, {"message": "busy"}))
+    with server.running():
+        async with client(server) as http:
+            monkeypatch.setattr("trunkline.lang.http.asyncio.sleep", sleep)
+            assert await http.json("POST", "/x", {}) == {"ok": True}
+            assert waits == [0.25, 0.5, 1.0]
+            with pytest.raises(EndpointError, match="busy"):
+                await http.json("POST", "/x", {})
+            assert len(server.requests) == 4 + TRIES and server.connections == 1
+            monkeypatch.undo()
+
+
+def test_how_long_to_wait() -> None:
+    cases = [("2", 2.0), (None, 0.5), ("900", 30.0), ("Wed, 21 Oct 2026 07:28:00 GMT", 0.5)]
+    assert [_seconds(header, 0.5) for header, _ in cases] == [seconds for _, seconds in cases]

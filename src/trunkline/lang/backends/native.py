@@ -53,13 +53,14 @@ class NativeBackend(Backend):
 
     # ------------------------------------------------------------------ the model's text side
     @cached_property
-    def _template(self) -> ChatTemplate:
+    def chat_template(self) -> ChatTemplate:
+        """May be assigned."""
         if self._template_name is not None:
             return get_chat_template(self._template_name)
         return chat_template_of_model(self.model_path)
 
     def get_chat_template(self) -> ChatTemplate:
-        return self._template
+        return self.chat_template
 
     @cached_property
     def tokenizer(self) -> Tokenizer | None:

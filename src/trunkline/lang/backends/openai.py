@@ -91,12 +91,12 @@ class OpenAI(Backend):
         self.is_chat_model = (
             model_name != "gpt-3.5-turbo-instruct" if is_chat_model is None else is_chat_model
         )
-        self._template = chat_template or get_chat_template_by_model_path(model_name)
+        self.chat_template = chat_template or get_chat_template_by_model_path(model_name)
         self.token_usage = TokenUsage()
         self._counting = threading.Lock()
 
     def get_chat_template(self) -> ChatTemplate:
-        return self._template
+        return self.chat_template
 
     async def generate(self, prompt: Prompt, sampling: Sampling, stream: bool) -> AsyncGenerator[Piece, None]:
         path, body = self._request(prompt, sampling)
