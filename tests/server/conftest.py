@@ -43,7 +43,8 @@ def byte_level_tokenizer() -> tokenizers.Tokenizer:
         show_progress=False,
     )
     backend.train_from_iterator([CORPUS] * 4, trainer)
-    backend.add_tokens([AddedToken("<tool_call>", special=False), AddedToken("</tool_call>", special=False)])
+    tags = ("<tool_call>", "</tool_call>", "<think>", "</think>")
+    backend.add_tokens([AddedToken(tag, special=False) for tag in tags])
     return backend
 
 

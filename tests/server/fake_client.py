@@ -36,6 +36,7 @@ class FakeClient:
     live: dict[str, asyncio.Event] = field(default_factory=dict)  # set: aborted
     left_early: list[str] = field(default_factory=list)
     flush_ok: bool = True
+    forced: list[int] = field(default_factory=list)  # of each message, where they exist
 
     @property
     def ready(self) -> Ready:
@@ -89,6 +90,7 @@ class FakeClient:
                 logprobs=None if wanted is None else [self._logprobs(token, wanted) for token in part],
                 prompt_logprobs=self._prompt_logprobs(request) if at == 0 else None,
                 cached_tokens=self.cached,
+                forced=[index for index in self.forced if index < len(part)],
                 finish=finish if at == len(parts) - 1 else None,
             )
             for at, part in enumerate(parts)
@@ -134,7 +136,13 @@ class FakeClient:
         return FlushDone("x", self.flush_ok, "dropped 3 cached tokens" if self.flush_ok else "1 request runs")
 
     async def stats(self) -> Stats:
-        gauges = {"running": float(len(self.live)), "waiting": 0.0, "pages_total": 64.0, "pages_in_use": 16.0}
+        gauges = {
+            "running": float(len(self.live)),
+            "waiting": 0.0,
+            "compiling": 0.0,
+            "pages_total": 64.0,
+            "pages_in_use": 16.0,
+        }
         gauges |= {"page_size": 8.0, "new_token_ratio": 0.5}
         counters = {"cached_tokens": 3.0, "prompt_tokens": 12.0, "retractions": 0.0}
         return Stats(call="x", gauges=gauges, counters=counters)

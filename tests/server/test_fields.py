@@ -8,6 +8,7 @@ from typing import Any
 import httpx
 import pytest
 
+from trunkline.engine.constraint import GRAMMAR_FIELDS, MAX_SOURCE, JsonText, ResponseFormat
 from trunkline.engine.fields import (
     SAMPLING_FIELDS,
     Flag,
@@ -37,6 +38,7 @@ GOOD: dict[str, Any] = {  # for fields whose accepted values a rule does not sho
     "model": "tiny",
     "stop": ["x", "y"],
     "logit_bias": {"5": -3.5},
+    "response_format": {"type": "json_object"},
 }  # fmt: skip
 NEEDS: dict[str, dict[str, Any]] = {  # other fields that a field goes with
     "stream_options": {"stream": True},
@@ -44,7 +46,7 @@ NEEDS: dict[str, dict[str, Any]] = {  # other fields that a field goes with
     "top_logprobs_num": {"return_logprob": True},
     "token_ids_logprob": {"return_logprob": True},
 }
-NOT_BY_ITSELF = {"text", "input_ids", "reasoning_effort"}  # tested on their own below
+NOT_BY_ITSELF = {"text", "input_ids", "reasoning_effort", "max_thinking_tokens"}  # tested on their own below
 
 
 def wrong_types(rule: Rule) -> list[Any]:
@@ -59,6 +61,10 @@ def wrong_types(rule: Rule) -> list[Any]:
             return [1, True, []]
         case Flag():
             return ["true", 1, []]
+        case JsonText():
+            return [1, True, []]
+        case ResponseFormat():
+            return [1, "json_object", []]
         case Object() | LogitBias():
             return ["a", 1, [1]]
         case Items():
@@ -96,7 +102,7 @@ def good(rule: Rule, name: str) -> Any:
             return good(rule.of, name)
         case Number():
             return int(max(rule.low, 0)) + (1 if rule.above or rule.low < 1 < rule.high else 0)
-        case Text():
+        case Text() | JsonText():
             return "abc"
         case Flag():
             return False
@@ -116,7 +122,7 @@ def cases() -> Iterator[tuple[str, str, Rule]]:
 
 
 def sampling_cases() -> Iterator[tuple[str, str, Rule]]:
-    for name, rule in SAMPLING_FIELDS.items():
+    for name, rule in {**SAMPLING_FIELDS, **GRAMMAR_FIELDS}.items():
         yield "/generate", f"sampling_params.{name}", rule
 
 
@@ -222,6 +228,8 @@ async def test_bad_messages(http: httpx.AsyncClient, messages: Any, code: str, p
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 MAX_NEW, MIN_NEW = "sampling_params.max_new_tokens", "sampling_params.min_new_tokens"
+REGEX = "sampling_params.regex"
+SCHEMA = "response_format.json_schema"
 LOGPROB, SAMPLING_N = {"return_logprob": True}, "sampling_params.n"
 RELATED: list[tuple[str, dict[str, Any], str, str]] = [
     (CHAT, {"top_logprobs": 3}, "invalid_value", "top_logprobs"),
@@ -262,6 +270,21 @@ RELATED: list[tuple[str, dict[str, Any], str, str]] = [
     ("/generate", {"top_logprobs_num": 2}, "invalid_value", "top_logprobs_num"),
     ("/generate", {**LOGPROB, "logprob_start_len": 9}, "logprob_start_out_of_range", "logprob_start_len"),
     ("/generate", {**LOGPROB, "token_ids_logprob": [9999]}, "token_out_of_range", "token_ids_logprob"),
+    (CHAT, {"response_format": {"type": "json"}}, "invalid_value", "response_format.type"),
+    (CHAT, {"response_format": {"type": "json_object", "a": 1}}, "unknown_field", "response_format.a"),
+    (CHAT, {"response_format": {"type": "json_schema"}}, "missing_field", f"{SCHEMA}.schema"),
+    (
+        CHAT,
+        {"response_format": {"type": "json_schema", "json_schema": {"x": 1}}},
+        "unknown_field",
+        f"{SCHEMA}.x",
+    ),
+    (CHAT, {"response_format": {"type": "json_object"}, "regex": "a"}, "invalid_value", "response_format"),
+    (CHAT, {"max_thinking_tokens": 3}, "invalid_value", "max_thinking_tokens"),
+    (COMPLETIONS, {"regex": "a", "ebnf": "b"}, "invalid_value", "ebnf"),
+    (COMPLETIONS, {"regex": "a" * (MAX_SOURCE + 1)}, "out_of_range", "regex"),
+    ("/generate", {"sampling_params": {"regex": "a", "json_schema": {}}}, "invalid_value", REGEX),
+    ("/generate", {"max_thinking_tokens": 3}, "invalid_value", "max_thinking_tokens"),
     ("/generate", {"text": ["a", "b"], "rid": ["x"]}, "length_mismatch", "rid"),
     ("/generate", {"text": ["a", "b"], "rid": ["x", "x"]}, "duplicate_rid", "rid"),
     ("/generate", {"text": ["a", "b"], "sampling_params": [{"n": 2}, {}]}, "invalid_value", SAMPLING_N),

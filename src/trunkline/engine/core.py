@@ -52,7 +52,8 @@ class Worker(Protocol):
         ...
 
     def sample(self, step: Any, masks: Masks | None) -> PendingOutput:
-        """Choose tokens, where there are masks only allowed ones, and put them into the rows, so that the next forward needs nothing from the host."""
+        """Choose tokens, where there are masks only allowed ones, and put them into the rows, so that the
+        next forward needs nothing from the host."""
         ...
 
 

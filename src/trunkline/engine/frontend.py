@@ -17,7 +17,9 @@ from typing import Any, Protocol
 import msgspec
 
 from trunkline.config.schema import EngineConfig
+from trunkline.engine.constraint import THINK_END, Constraint
 from trunkline.engine.fields import INT64_MAX
+from trunkline.grammar.protocol import GrammarError
 from trunkline.messages import AddRequest, FlushDone, Ready, Stats, TokensOut
 from trunkline.text.output import OutputText
 from trunkline.text.tokenizer import Tokenizer
@@ -27,6 +29,7 @@ from trunkline.types import (
     LogprobParams,
     RequestError,
     SamplingParams,
+    Thinking,
     TokenLogprobs,
 )
 
@@ -61,7 +64,8 @@ class GenerationRequest:
     """One prompt and what to do with it. `params.n` completions come out.
 
     `clip_output`: `max_new_tokens` is only a default; where the context leaves less, it shrinks instead of
-    refusing the request. `add_special_tokens`: text of a chat template has its own.
+    refusing the request. `add_special_tokens`: text of a chat template has its own. `reasons`: the output
+    begins with reasoning, which `constraint` does not bind.
     """
 
     rid: str
@@ -72,6 +76,9 @@ class GenerationRequest:
     priority: int = 0
     add_special_tokens: bool = True
     clip_output: bool = False
+    constraint: Constraint | None = None
+    reasons: bool = False
+    max_thinking_tokens: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +89,7 @@ class Prepared:
     request: GenerationRequest
     token_ids: list[int]
     params: SamplingParams
+    thinking: Thinking | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,6 +110,7 @@ class Chunk:
     completion_tokens: int
     cached_tokens: int
     retractions: int
+    forced_tokens: int = 0  # of completion_tokens: those that the grammar dictated
     finish: FinishReason | None
 
 
@@ -160,7 +169,20 @@ class Frontend:
             request=request,
             token_ids=token_ids,
             params=msgspec.structs.replace(params, max_new_tokens=limit, sampling_seed=seed),
+            thinking=self._thinking(request),
         )
+
+    def _thinking(self, request: GenerationRequest) -> Thinking | None:
+        if not request.reasons:
+            return None
+        end = self.tokenizer.encode(THINK_END, add_special_tokens=False)
+        if len(end) != 1:
+            raise RequestError(
+                f"this model's tokenizer has no token {THINK_END}: where its reasoning ends can't be told",
+                code="no_reasoning",
+                param="require_reasoning",
+            )
+        return Thinking(tuple(end), request.max_thinking_tokens)
 
     def check_health(self) -> None:
         """Raises RequestError (503) while the core makes no progress."""
@@ -275,12 +297,14 @@ class Frontend:
     async def _complete(self, prepared: Prepared, add: AddRequest, index: int) -> AsyncGenerator[Chunk, None]:
         """One completion, from its core request."""
         text = OutputText(self.tokenizer, prepared.params)
+        forced = 0
         cached = retractions = 0  # kept: the last output of an aborted request does not know them
         async with aclosing(self.client.stream(add)) as outputs:
             async for out in outputs:
                 if out.finish is not None and out.finish.kind == "abort" and out.finish.status is not None:
-                    raise _refusal(out.finish)
+                    raise _refusal(out.finish, prepared.request.constraint)
                 delta, used, finish = text.feed(out.token_ids, out.finish)
+                forced += sum(index < used for index in out.forced)
                 cached, retractions = max(cached, out.cached_tokens), max(retractions, out.retractions)
                 chunk = Chunk(
                     index=index,
@@ -293,6 +317,7 @@ class Frontend:
                     completion_tokens=text.num_tokens,
                     cached_tokens=cached,
                     retractions=retractions,
+                    forced_tokens=forced,
                     finish=finish,
                 )
                 if finish is not None:
@@ -329,6 +354,8 @@ def _expand(prepared: Prepared, weight_version: str) -> list[AddRequest]:
             logprobs=request.logprobs,
             cache_key=key,
             priority=request.priority,
+            grammar=None if request.constraint is None else request.constraint.spec,
+            thinking=prepared.thinking,
         )
         for i in range(params.n)
     ]
@@ -350,7 +377,14 @@ async def _naming_prompt(stream: AsyncGenerator[Chunk, None], position: int) -> 
         raise _at_prompt(position, 2, error) from error
 
 
-def _refusal(finish: FinishReason) -> RequestError:
+def _refusal(finish: FinishReason, constraint: Constraint | None) -> RequestError:
+    if finish.pointer is not None and constraint is not None:
+        return GrammarError(
+            finish.message or "this grammar is not supported",
+            code=finish.code or "unsupported_grammar",
+            param=constraint.field,
+            pointer=finish.pointer,
+        )
     return RequestError(
         finish.message or "the engine ended the request",
         code=finish.code or "internal_error",

@@ -10,6 +10,7 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
 
+from trunkline.engine.constraint import GRAMMAR_FIELDS, take_constraint
 from trunkline.engine.fields import (
     INT32_MAX,
     SAMPLING_FIELDS,
@@ -91,12 +92,14 @@ class PerPrompt(Rule):
         return not isinstance(self.of, Items) or any(isinstance(item, list) for item in value)
 
 
+_SAMPLING: dict[str, Rule] = {**SAMPLING_FIELDS, **GRAMMAR_FIELDS}
+MAX_THINKING = Number(0, INT32_MAX, integer=True)
 _NO_MEDIA = "this server takes text only"
 
 GENERATE_FIELDS: Mapping[str, Rule] = {
     "text": Prompts(texts=True, ids=False),
     "input_ids": Prompts(texts=False, ids=True),
-    "sampling_params": PerPrompt(Object(SAMPLING_FIELDS)),
+    "sampling_params": PerPrompt(Object(_SAMPLING)),
     "stream": Flag(),
     "rid": PerPrompt(Text(longest=256, shortest=1)),
     "return_logprob": PerPrompt(Flag()),
@@ -135,8 +138,8 @@ GENERATE_FIELDS: Mapping[str, Rule] = {
     "no_logs": Unsupported((False,)),
     "log_metrics": Unsupported((True,)),
     "background": Unsupported((False,)),
-    "require_reasoning": Unsupported((False,)),
-    "max_thinking_tokens": Unsupported(),
+    "require_reasoning": Flag(),
+    "max_thinking_tokens": MAX_THINKING,
     "watermark": Unsupported((False,)),
     **dict.fromkeys(
         ("bootstrap_host", "bootstrap_port", "bootstrap_room", "bootstrap_pair_key"), Unsupported()
@@ -171,7 +174,15 @@ def parse_call(body: Mapping[str, Any]) -> NativeCall:
         assert isinstance(rule, PerPrompt)
         return rule.spread(fields.get(name), name, count, batch)
 
-    given_params = [given or {} for given in spread("sampling_params")]
+    given_params = [dict(given or {}) for given in spread("sampling_params")]
+    constraints = [take_constraint(given, "sampling_params.") for given in given_params]
+    reasons, most = fields.get("require_reasoning", False), fields.get("max_thinking_tokens")
+    if most is not None and not reasons:
+        raise RequestError(
+            "max_thinking_tokens needs require_reasoning: true",
+            code="invalid_value",
+            param="max_thinking_tokens",
+        )
     params = [sampling_params(given) for given in given_params]
     if len({one.n for one in params}) > 1:
         raise RequestError(
@@ -193,8 +204,13 @@ def parse_call(body: Mapping[str, Any]) -> NativeCall:
             cache_salt=cache_salt(fields),
             priority=fields.get("priority", 0),
             clip_output="max_new_tokens" not in given,
+            constraint=constraint,
+            reasons=reasons,
+            max_thinking_tokens=most,
         )
-        for rid, prompt, one, wanted, given in zip(rids, prompts, params, logprobs, given_params, strict=True)
+        for rid, prompt, one, wanted, given, constraint in zip(
+            rids, prompts, params, logprobs, given_params, constraints, strict=True
+        )
     ]
     return NativeCall(
         requests=requests,
@@ -277,6 +293,8 @@ class NativeOutput:
             "weight_version": self._weight_version,
             "num_retractions": chunk.retractions,
         }
+        if self._prepared.request.constraint is not None:
+            meta["forced_tokens"] = chunk.forced_tokens
         if chunk.finish is not None:
             meta["e2e_latency"] = self._latency
         if self._output is not None:

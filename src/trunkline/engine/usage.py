@@ -14,10 +14,16 @@ class Usage:
         self._cached: dict[int, int] = {}  # by prompt
         self.prompt_tokens = 0
         self.completion_tokens = 0
+        self._forced: dict[int, int] = {}  # by completion
 
     @property
     def cached_tokens(self) -> int:
         return sum(self._cached.values())
+
+    @property
+    def forced_tokens(self) -> int:
+        """Of the completion tokens: those that a grammar dictated."""
+        return sum(self._forced.values())
 
     def add(self, chunk: Chunk) -> None:
         prompt, completion = divmod(chunk.index, self._n)
@@ -27,3 +33,4 @@ class Usage:
         if completion == 0:
             self._cached[prompt] = chunk.cached_tokens
         self.completion_tokens += len(chunk.token_ids)
+        self._forced[chunk.index] = chunk.forced_tokens

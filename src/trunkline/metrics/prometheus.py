@@ -26,6 +26,7 @@ _WHOLE_REQUEST = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 18
 _CORE_GAUGES: Mapping[str, str] = {
     "num_running_reqs": "Requests that hold KV pages now",
     "num_queue_reqs": "Requests that wait for admission",
+    "num_grammar_queue_reqs": "Requests that wait for their grammar to be compiled",
     "num_used_tokens": "KV pool: tokens of pages in use",
     "max_total_num_tokens": "KV pool: tokens that it holds",
     "token_usage": "KV pool: share in use",
@@ -40,6 +41,7 @@ def _core_values(stats: Stats) -> dict[str, float]:
     return {
         "num_running_reqs": gauges["running"],
         "num_queue_reqs": gauges["waiting"],
+        "num_grammar_queue_reqs": gauges["compiling"],
         "num_used_tokens": gauges["pages_in_use"] * gauges["page_size"],
         "max_total_num_tokens": gauges["pages_total"] * gauges["page_size"],
         "token_usage": gauges["pages_in_use"] / gauges["pages_total"],
@@ -70,6 +72,7 @@ class Metrics:
             counter("prompt_tokens", "Prompt tokens, as in usage"),
             counter("generation_tokens", "Generated tokens, as in usage"),
             counter("cached_tokens", "Prompt tokens taken from the prefix cache, as in usage"),
+            counter("forced_tokens", "Generated tokens that a grammar dictated: no step chose them"),
         )
         self._first_token = histogram("time_to_first_token_seconds", "Request to first token", _FIRST_TOKEN)
         self._between = histogram("inter_token_latency_seconds", "Time between tokens", _BETWEEN_TOKENS)
@@ -94,14 +97,19 @@ class Metrics:
         """Pass chunks on, counting. `n`: completions per prompt; `completions`: of all prompts."""
         started = time.monotonic()
         usage, last_token, unfinished = Usage(n), dict[int, float](), completions
-        counts = (0, 0, 0)
+        counts = (0, 0, 0, 0)
         self._requests.inc(completions)
         try:
             async with aclosing(chunks):
                 async for chunk in chunks:
                     before = counts
                     usage.add(chunk)
-                    counts = (usage.prompt_tokens, usage.completion_tokens, usage.cached_tokens)
+                    counts = (
+                        usage.prompt_tokens,
+                        usage.completion_tokens,
+                        usage.cached_tokens,
+                        usage.forced_tokens,
+                    )
                     for total, old, new in zip(self._token_totals, before, counts, strict=True):
                         if new != old:
                             total.inc(new - old)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
+from trunkline.engine.constraint import THINK_END, take_constraint
 from trunkline.engine.fields import read_fields
 from trunkline.engine.frontend import Chunk, GenerationRequest, Prepared
 from trunkline.engine.native import cache_salt
@@ -21,6 +22,8 @@ from trunkline.server.tools.hermes import BEGIN, HermesParser, ToolCall
 from trunkline.text.chat_template import ChatTemplate
 from trunkline.text.tokenizer import Tokenizer
 from trunkline.types import FinishReason, LogprobParams, RequestError, TokenLogprobs
+
+THINK_BEGIN = "<think>"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,14 +173,27 @@ def parse_chat(body: Mapping[str, Any], model: ServedModel) -> ChatCall:
         )
     token_limit_name = _token_limit(fields)
     names = {"prompt": "messages", "input_ids": "messages", "max_new_tokens": token_limit_name}
+    prompt = _render(model.template, fields, tools)
+    constraint, most_thinking = take_constraint(fields), fields.get("max_thinking_tokens")
+    bounded = constraint is not None or most_thinking is not None
+    reasons = bounded and _reasons(model.template, fields, tools, prompt)
+    if most_thinking is not None and not reasons:
+        raise RequestError(
+            "max_thinking_tokens: this request does not reason (chat_template_kwargs)",
+            code="invalid_value",
+            param="max_thinking_tokens",
+        )
     request = GenerationRequest(
         rid=request_ids(fields, "chatcmpl", 1)[0],
-        prompt=_render(model.template, fields, tools),
+        prompt=prompt,
         params=model.sampling_params(fields, max_new_tokens=None),
         logprobs=_logprob_params(fields),
         cache_salt=cache_salt(fields),
         priority=fields.get("priority", 0),
         add_special_tokens=False,
+        constraint=constraint,
+        reasons=reasons,
+        max_thinking_tokens=most_thinking,
     )
     return ChatCall(
         requests=[request],
@@ -259,6 +275,20 @@ def _tool_call(call: Json, name: str) -> Json:
             param=f"{name}.function.arguments",
         )
     return {**call, "type": "function", "function": {**function, "arguments": arguments}}
+
+
+def _reasons(
+    template: ChatTemplate, fields: Mapping[str, Any], tools: list[Json] | None, prompt: str
+) -> bool:
+    """Whether the answer begins with reasoning: the prompt has begun it, or has not ended it as the same
+    prompt without thinking does."""
+    tail = prompt.rstrip()
+    if tail.endswith((THINK_BEGIN, THINK_END)):
+        return tail.endswith(THINK_BEGIN)
+    if "enable_thinking" not in template.variables:
+        return False
+    kwargs = {**_kwargs(fields), "enable_thinking": False}
+    return _render(template, {**fields, "chat_template_kwargs": kwargs}, tools) != prompt
 
 
 def _variables(template: ChatTemplate, fields: Mapping[str, Any]) -> Json:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
+from trunkline.engine.constraint import take_constraint
 from trunkline.engine.fields import read_fields
 from trunkline.engine.frontend import Chunk, GenerationRequest, Prepared
 from trunkline.engine.native import cache_salt
@@ -144,6 +145,7 @@ def parse_completion(body: Mapping[str, Any], model: ServedModel) -> CompletionC
     logprobs = None
     if "logprobs" in fields:
         logprobs = LogprobParams(prompt_start=0 if echo else None, top_n=fields["logprobs"])
+    constraint = take_constraint(fields)
     params = model.sampling_params(fields, max_new_tokens=DEFAULT_MAX_TOKENS)
     requests = [
         GenerationRequest(
@@ -154,6 +156,7 @@ def parse_completion(body: Mapping[str, Any], model: ServedModel) -> CompletionC
             cache_salt=cache_salt(fields),
             priority=fields.get("priority", 0),
             clip_output="max_tokens" not in fields,
+            constraint=constraint,
         )
         for rid, prompt in zip(request_ids(fields, "cmpl", len(prompts)), prompts, strict=True)
     ]

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from trunkline.engine.constraint import GRAMMAR_FIELDS, ResponseFormat
 from trunkline.engine.fields import (
     INT32_MAX,
     SAMPLING_FIELDS,
@@ -21,7 +22,7 @@ from trunkline.engine.fields import (
     read_fields,
     wrong_type,
 )
-from trunkline.engine.native import Prompts
+from trunkline.engine.native import MAX_THINKING, Prompts
 from trunkline.types import MAX_TOP_LOGPROBS, RequestError
 
 ANY_LENGTH = 2**31  # the limit on the body bounds it
@@ -123,8 +124,7 @@ _TOOL = Object(
 )
 
 _UNSUPPORTED: Mapping[str, Rule] = {
-    **{name: SAMPLING_FIELDS[name] for name in ("regex", "ebnf", "stop_regex", "custom_params")},
-    "response_format": Unsupported(({"type": "text"},)),
+    **{name: SAMPLING_FIELDS[name] for name in ("stop_regex", "custom_params")},
     "lora_path": Unsupported(),
     "session_id": Unsupported(),
     "session_params": Unsupported(),
@@ -164,6 +164,9 @@ _COMMON: Mapping[str, Rule] = {
     "priority": Number(-INT32_MAX, INT32_MAX, integer=True),
     "extra_key": Text(),
     "cache_salt": Text(),
+    "response_format": ResponseFormat(),
+    "regex": GRAMMAR_FIELDS["regex"],
+    "ebnf": GRAMMAR_FIELDS["ebnf"],
     "user": Text(),  # names of the caller: they change nothing, by definition
     "safety_identifier": Text(),
     "prompt_cache_key": Text(),
@@ -185,6 +188,7 @@ CHAT_FIELDS: Mapping[str, Rule] = {
     "separate_reasoning": Unsupported((False,)),
     "stream_reasoning": Unsupported((False,)),
     "thinking": Unsupported((False,), "use chat_template_kwargs"),
+    "max_thinking_tokens": MAX_THINKING,
     "input_ids": Unsupported((), "use /generate"),
     "functions": Unsupported((), "use tools"),
     "function_call": Unsupported((), "use tools"),
@@ -203,7 +207,7 @@ COMPLETION_FIELDS: Mapping[str, Rule] = {
     "logprobs": Number(0, MAX_TOP_LOGPROBS, integer=True),
     "suffix": Unsupported(("",)),
     "best_of": Unsupported((1,), "use n"),
-    "json_schema": SAMPLING_FIELDS["json_schema"],
+    "json_schema": GRAMMAR_FIELDS["json_schema"],
 }
 
 TOKENIZE_FIELDS: Mapping[str, Rule] = {

@@ -19,6 +19,7 @@ from starlette.routing import Match, Router
 from starlette.types import Message, Receive, Scope, Send
 
 from trunkline.engine.frontend import RETRY_AFTER
+from trunkline.grammar.protocol import GrammarError
 from trunkline.metrics.prometheus import Metrics
 from trunkline.types import RequestError
 
@@ -84,7 +85,10 @@ def error_body(error: RequestError) -> dict[str, Any]:
     """OpenAI's envelope; the native routes use it too."""
     kinds = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
     kind = "server_error" if error.status >= 500 else kinds.get(error.status, "invalid_request_error")
-    return {"error": {"message": error.message, "type": kind, "param": error.param, "code": error.code}}
+    body = {"message": error.message, "type": kind, "param": error.param, "code": error.code}
+    if isinstance(error, GrammarError):
+        body["pointer"] = error.pointer
+    return {"error": body}
 
 
 def error_response(error: RequestError) -> Response:
