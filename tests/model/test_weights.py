@@ -15,6 +15,7 @@ from torch import Tensor
 from tests.model.conftest import Checkpoints
 from tests.model.engine import admit, engine_config, make_worker, plan
 from trunkline.config.model_spec import ModelError
+from trunkline.types import SamplingParams
 
 FILE, INDEX = "model.safetensors", "model.safetensors.index.json"
 NORM = "model.layers.1.input_layernorm.weight"
@@ -25,9 +26,12 @@ def folder(checkpoints: Checkpoints, tmp_path: Path) -> Path:
     return Path(shutil.copytree(checkpoints("llama")[0], tmp_path / "model"))
 
 
+SAMPLED = SamplingParams(temperature=1.0)  # such rows need their logits
+
+
 def first_logits(folder: Path) -> Tensor:
     worker = make_worker(engine_config(folder))
-    logits = worker.forward(plan((0, 4, True), admits=[admit([5, 6, 7, 8], [0])])).logits
+    logits = worker.forward(plan((0, 4, True), admits=[admit([5, 6, 7, 8], [0], params=SAMPLED)])).logits
     assert logits is not None
     return logits
 
@@ -67,10 +71,12 @@ def test_shards_load_as_one_file_does(folder: Path) -> None:
 
 def test_weights_are_not_kept_mapped_to_the_file(folder: Path) -> None:
     worker = make_worker(engine_config(folder))
-    before = worker.forward(plan((0, 4, True), admits=[admit([5, 6, 7, 8], [0])])).logits
+    before = worker.forward(plan((0, 4, True), admits=[admit([5, 6, 7, 8], [0], params=SAMPLED)])).logits
     data = (folder / FILE).read_bytes()
     (folder / FILE).write_bytes(b"\0" * len(data))
-    after = worker.forward(plan((1, 4, True), admits=[admit([5, 6, 7, 8], [1], row=1)])).logits
+    after = worker.forward(
+        plan((1, 4, True), admits=[admit([5, 6, 7, 8], [1], row=1, params=SAMPLED)])
+    ).logits
     assert before is not None and after is not None and torch.equal(before, after)
 
 

@@ -184,7 +184,7 @@ def test_bfloat16_logits(family: str, checkpoints: Checkpoints) -> None:
     folder, model = checkpoints(family)
     worker = make_worker(bfloat16_config(folder))
     assert worker.pool.data.dtype == torch.bfloat16
-    logits = worker.forward(plan((0, 7, True), admits=[admit(IDS, [0, 1])])).logits
+    logits = worker.forward(plan((0, 7, True), admits=[admit(IDS, [0, 1], params=SamplingParams())])).logits
     assert logits is not None and logits.dtype == torch.float32
     with torch.no_grad():
         expected = model(torch.tensor([IDS])).logits[0, -1]

@@ -95,6 +95,16 @@ class Args:
         "bfloat16 arithmetic", default="auto", choices=DTYPES, sets="model.dtype cache.kv_dtype",
         group="model",
     )  # fmt: skip
+    quantization: str | None = flag(
+        "text", "round the weights of linear layers as they are loaded: to 8 bits (a scale for each output) "
+        "or to 4 (a scale for each group of inputs; 8 in the output head); activations are rounded to 8 bits "
+        "where they meet them. Default: not at all", choices=("int8", "int4"), sets="model.quantization",
+        group="model",
+    )  # fmt: skip
+    quantization_group_size: int = flag(
+        "int", "inputs that share a scale, with --quantization int4; a multiple of 8", default=32,
+        sets="model.quantization_group", low=8, high=1024, group="model",
+    )  # fmt: skip
     device: str = flag(
         "text", "where to compute. auto: an NVIDIA GPU if there is one", default="auto",
         choices=("auto", "cpu", "cuda"), sets="model.device", group="model",
@@ -178,6 +188,15 @@ class Args:
     disable_overlap_schedule: bool = flag(
         "bool", "same as --overlap-depth 0", sets="scheduler.depth", group="scheduling"
     )
+
+    grammar_backend: str = flag(
+        "text", "what enforces JSON schemas, regexes and grammars; none refuses them", default="llguidance",
+        choices=("llguidance", "none"), sets="grammar.backend", group="scheduling",
+    )  # fmt: skip
+    disable_jump_forward: bool = flag(
+        "bool", "sample every token of a constrained output, also where the grammar leaves no choice",
+        sets="grammar.jump_forward", group="scheduling",
+    )  # fmt: skip
 
     host: str = flag("text", "address to listen on", default="127.0.0.1", sets="server.host", group="server")
     port: int = flag(

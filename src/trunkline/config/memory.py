@@ -82,6 +82,7 @@ class Demand:
     max_context: int
     step_tokens: int
     native_kernels: bool = False
+    weight_bits: float | None = None  # of rounded weights, with their scales; the head's are 8
 
     @property
     def token_bytes(self) -> int:
@@ -96,12 +97,22 @@ class Demand:
         """Held once: a linear layer keeps only its packed form. torch's packing of a tied output head on a
         CPU can't serve look-ups, so there the embedding exists a second time."""
         spec, width = self.spec, DTYPE_BYTES[self.dtype]
+        if self.weight_bits is not None:
+            return self._rounded_weights(self.weight_bits)
         twice = spec.tie_embeddings and self.device == "cpu" and not self.native_kernels
         head = spec.vocab_size * spec.hidden_size if twice else 0
         how = f"{spec.weight_count:,} parameters x {width} bytes ({self.dtype})"
         return MemoryItem(
             "weights", (spec.weight_count + head) * width, how + ", tied head packed" * bool(head)
         )
+
+    def _rounded_weights(self, bits: float) -> MemoryItem:
+        """An embedding of its own stays as it is; a tied one is read from the rounded head."""
+        spec, width = self.spec, DTYPE_BYTES[self.dtype]
+        head = spec.vocab_size * spec.hidden_size
+        rest = spec.weight_count - spec.matrix_count - head
+        size = int(spec.matrix_count * bits / 8) + head + rest * width
+        return MemoryItem("weights", size, f"{spec.matrix_count:,} parameters x {bits:g} bits, 8 in the head")
 
     def kv_pool(self, num_pages: int) -> MemoryItem:
         tokens = num_pages * self.page_size

@@ -94,15 +94,21 @@ class ModelSpec:
         return 2 * self.num_layers * self.num_kv_heads * self.head_dim * dtype_bytes
 
     @property
+    def matrix_count(self) -> int:
+        """Parameters of the layers' products, without the output head."""
+        query, kv = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
+        attention = self.hidden_size * (query + 2 * kv) + query * self.hidden_size
+        return self.num_layers * (attention + 3 * self.hidden_size * self.intermediate_size)
+
+    @property
     def weight_count(self) -> int:
         """Parameters, a tied output head counted once."""
         hidden, inner, dim = self.hidden_size, self.intermediate_size, self.head_dim
         query, kv = self.num_heads * dim, self.num_kv_heads * dim
-        layer = hidden * (query + 2 * kv) + query * hidden + 3 * hidden * inner + 2 * hidden
-        layer += (query + 2 * kv) * self.attention_bias + hidden * self.output_bias
+        layer = 2 * hidden + (query + 2 * kv) * self.attention_bias + hidden * self.output_bias
         layer += (2 * inner + hidden) * self.mlp_bias + 2 * dim * self.qk_norm
         embeddings = self.vocab_size * hidden * (1 if self.tie_embeddings else 2)
-        return self.num_layers * layer + embeddings + hidden
+        return self.matrix_count + self.num_layers * layer + embeddings + hidden
 
 
 def load_model_spec(path: str, *, revision: str | None = None) -> ModelSpec:

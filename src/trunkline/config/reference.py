@@ -27,7 +27,6 @@ ALWAYS_SO: Mapping[str, tuple[tuple[str, ...], str]] = {
     "--load-format": (("auto", "safetensors"), "weights are read from safetensors files"),
     "--model-impl": (("auto",), "models are Trunkline's own"),
     "--kv-cache-dtype": (("auto",), "keys and values are kept in --dtype"),
-    "--grammar-backend": (("none",), "structured output is not built yet"),
     "--disaggregation-mode": (("null",), "one instance computes prompts and outputs"),
     "--radix-eviction-policy": (("lru",), "the least recently used pages leave first"),
     "--moe-a2a-backend": (("none",), _ONE_DEVICE),
@@ -128,7 +127,7 @@ _REFUSED: Mapping[str, str] = {
         --enable-single-batch-overlap --tbo-token-distribution-threshold --enable-return-routed-experts
         --experts-shared-outer-loras""",
     "quantised weights or KV are not built yet": """
-        --quantization --quantization-param-path --modelopt-quant --modelopt-checkpoint-restore-path
+        --quantization-param-path --modelopt-quant --modelopt-checkpoint-restore-path
         --modelopt-checkpoint-save-path --modelopt-export-path --quantize-and-serve --rl-quant-profile
         --fp8-gemm-backend --fp4-gemm-backend --prefill-kv-cache-dequant-dtype --qsa-indexer-dtype""",
     "speculative decoding is not built yet": """

@@ -21,10 +21,12 @@ from trunkline.config.schema import (
     Device,
     DType,
     EngineConfig,
+    GrammarConfig,
     Mix,
     ModelConfig,
     SchedulerConfig,
     ServerConfig,
+    Weights,
 )
 from trunkline.types import RequestError
 
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
     from trunkline.config.model_spec import ModelSpec
 
 SEEDLING = Path(__file__).parent.parent / "assets" / "seedling"
+_QUANTIZATIONS: Mapping[str | None, Weights] = {None: "plain", "int8": "int8", "int4": "int4"}
 _DTYPES: Mapping[str, DType] = {
     "float32": "float32",
     "float": "float32",
@@ -97,6 +100,7 @@ def resolve(args: Args, spec: ModelSpec, hardware: Hardware) -> Resolved:
         max_context=context,
         step_tokens=step_tokens,
         native_kernels=device == "cpu" and hardware.native_kernels,
+        weight_bits=_weight_bits(args),
     )
     num_pages, plan = size_pool(args, demand, hardware, why)
     config = EngineConfig(
@@ -108,6 +112,10 @@ def resolve(args: Args, spec: ModelSpec, hardware: Hardware) -> Resolved:
             prefix_cache=not args.disable_radix_cache,
         ),
         scheduler=_scheduler(args, demand, num_pages, why),
+        grammar=GrammarConfig(
+            backend=args.grammar_backend,  # type: ignore[arg-type]  # the table has checked it
+            jump_forward=not args.disable_jump_forward,
+        ),
         server=ServerConfig(
             host=args.host,
             port=args.port,
@@ -141,6 +149,8 @@ def _model(args: Args, demand: Demand, hardware: Hardware, why: dict[str, str]) 
         path=demand.spec.path,
         tokenizer_path=args.tokenizer_path or "",
         dtype=demand.dtype,
+        quantization=_QUANTIZATIONS[args.quantization],
+        quantization_group=args.quantization_group_size,
         device=demand.device,
         threads=threads,
         served_model_name=args.served_model_name or given or "seedling",
@@ -226,6 +236,18 @@ def _dtype(args: Args, spec: ModelSpec, hardware: Hardware, device: Device, why:
     why["model.dtype"] = reason
     why["cache.kv_dtype"] = "the same as the weights'"
     return dtype
+
+
+def _weight_bits(args: Args) -> float | None:
+    """Of a rounded weight with its share of a scale; None: the dtype's. Raises RequestError."""
+    size = args.quantization_group_size
+    if size % 8:
+        raise RequestError(
+            f"--quantization-group-size {size} is not a multiple of 8",
+            code="invalid_value",
+            param="--quantization-group-size",
+        )
+    return {None: None, "int8": 8.0, "int4": 4 + 16 / size}[args.quantization]
 
 
 def _context(args: Args, spec: ModelSpec) -> int:

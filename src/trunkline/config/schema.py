@@ -15,6 +15,8 @@ Device = Literal["cpu", "cuda"]
 DType = Literal["float32", "bfloat16"]
 Mix = Literal["always", "never"]
 Policy = Literal["fcfs", "lpm"]
+GrammarBackendName = Literal["llguidance", "none"]
+Weights = Literal["plain", "int8", "int4"]
 
 DTYPE_BYTES: Mapping[DType, int] = {"float32": 4, "bfloat16": 2}
 
@@ -25,6 +27,8 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     path: str  # a folder in Hugging Face layout
     tokenizer_path: str = ""  # folder of tokenizer.json; "": `path`
     dtype: DType = "float32"  # of weights and activations
+    quantization: Weights = "plain"  # what linear layers hold; int4 has an int8 output head
+    quantization_group: int = 32  # inputs that share a scale, of int4
     device: Device = "cpu"
     threads: int = 1  # CPU threads of the worker's operations
     load_format: Literal["safetensors"] = "safetensors"
@@ -61,6 +65,13 @@ class SchedulerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     prefill_wait: bool = True  # wait for a prefix that another request is computing
 
 
+class GrammarConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Structured output."""
+
+    backend: GrammarBackendName = "llguidance"
+    jump_forward: bool = True  # tokens that a grammar dictates are appended without a step for each
+
+
 class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The HTTP side."""
 
@@ -79,6 +90,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     model: ModelConfig
     cache: CacheConfig = CacheConfig()
     scheduler: SchedulerConfig = SchedulerConfig()
+    grammar: GrammarConfig = GrammarConfig()
     server: ServerConfig = ServerConfig()
 
     def to_json(self) -> bytes:

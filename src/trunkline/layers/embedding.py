@@ -4,19 +4,25 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from trunkline.kernels.ops import Kernels
+from trunkline.kernels.ops import Kernels, Quantization
 from trunkline.layers.linear import Linear
 
 
 class OutputHead:
-    """Hidden states to float32 logits."""
+    """Hidden states to float32 logits. Rounded to 8 bits if the model is rounded to 8 or 4: it decides most."""
 
-    def __init__(self, kernels: Kernels, weight: Tensor) -> None:
-        self.linear = Linear(kernels, [weight], [])
+    def __init__(self, kernels: Kernels, weight: Tensor, quantization: Quantization | None = None) -> None:
+        self.linear = Linear(kernels, [weight], [], Quantization(8) if quantization else None)
+        self._top = kernels.top
 
     def __call__(self, x: Tensor) -> Tensor:
         """[n, hidden] -> [n, vocabulary] float32."""
         return self.linear(x, wide=True)
+
+    def top(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """[n, hidden] -> the likeliest token [n] int64, and whether the row's logits are all finite [n] bool:
+        the logits are not kept."""
+        return self._top(x, self.linear.packed)
 
 
 class Embedding:
@@ -25,7 +31,7 @@ class Embedding:
     def __init__(self, kernels: Kernels, weight: Tensor, head: OutputHead | None) -> None:
         packed = None if head is None else head.linear.packed
         self.table = kernels.embedding_table(weight, packed)
-        self.nbytes = 0 if packed is not None and self.table is packed else weight.nbytes
+        self.nbytes = weight.nbytes if self.table is weight else 0
         self._embedding = kernels.embedding
 
     def __call__(self, token_ids: Tensor) -> Tensor:

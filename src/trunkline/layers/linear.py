@@ -4,15 +4,23 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from trunkline.kernels.ops import Kernels
+from trunkline.kernels.ops import Kernels, Quantization
 
 
 class Linear:
     """x @ weight.T + bias. Several weights with the same input are one product: pass them together."""
 
-    def __init__(self, kernels: Kernels, weights: list[Tensor], biases: list[Tensor]) -> None:
-        """`weights` [out_i, in] are joined along `out`; `biases` is empty or has one entry for each."""
-        self.packed = kernels.pack_linear(weights, biases)
+    def __init__(
+        self,
+        kernels: Kernels,
+        weights: list[Tensor],
+        biases: list[Tensor],
+        quantization: Quantization | None = None,
+    ) -> None:
+        """`weights` [out_i, in] are joined along `out`; `biases` is empty or has one entry for each.
+
+        Raises ValueError if a weight that must be rounded is not finite."""
+        self.packed = kernels.pack_linear(weights, biases, quantization)
         self._linear = kernels.linear
 
     def __call__(self, x: Tensor, residual: Tensor | None = None, wide: bool = False) -> Tensor:
@@ -27,8 +35,15 @@ class Linear:
 class GatedLinear:
     """silu(x @ gate.T) * (x @ up.T), in one product."""
 
-    def __init__(self, kernels: Kernels, gate: Tensor, up: Tensor, biases: list[Tensor]) -> None:
-        self.packed = kernels.pack_gated(gate, up, biases)
+    def __init__(
+        self,
+        kernels: Kernels,
+        gate: Tensor,
+        up: Tensor,
+        biases: list[Tensor],
+        quantization: Quantization | None = None,
+    ) -> None:
+        self.packed = kernels.pack_gated(gate, up, biases, quantization)
         self._linear = kernels.gated_linear
 
     def __call__(self, x: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """From logits to tokens. What a row gets depends on its own logits, parameters and tokens only.
 
-Order of operations (SGLang's): penalties, logit bias, banned stop tokens, temperature, softmax, then the
-filters top-k, top-p and min-p, each judging the probabilities of the whole vocabulary. Randomness is a
+Order of operations (SGLang's): penalties, logit bias, banned stop tokens, masks, temperature, softmax, then
+the filters top-k, top-p and min-p, each judging the probabilities of the whole vocabulary. Randomness is a
 counter-based hash of (seed, position), so a request draws the same numbers in any batch, and again after a
 preemption.
 """
@@ -11,6 +11,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -32,6 +34,7 @@ class RowSampling:
     stop_ids: Tensor  # int64: may not be chosen before `min_new_tokens`
     bias_ids: Tensor  # int64
     bias_values: Tensor  # float32
+    guided: bool = False  # masks come with its steps
 
     @property
     def greedy(self) -> bool:
@@ -48,6 +51,11 @@ class RowSampling:
         return self.penalized or bool(self.params.logit_bias) or self.params.min_new_tokens > 0
 
     @property
+    def needs_logits(self) -> bool:
+        """Whether more is asked of the logits than which is the largest."""
+        return not self.greedy or self.adjusts or self.guided or self.logprobs is not None
+
+    @property
     def filters(self) -> bool:
         p = self.params
         return p.top_k > 0 or p.top_p < 1.0 or p.min_p > 0.0
@@ -59,6 +67,8 @@ def row_sampling(
     prompt_len: int,
     eos_token_ids: tuple[int, ...],
     device: torch.device,
+    *,
+    guided: bool = False,
 ) -> RowSampling:
     seed = (params.sampling_seed or 0) & (2**64 - 1)
     stop = sorted({*eos_token_ids, *params.stop_token_ids}) if params.min_new_tokens > 0 else []
@@ -70,26 +80,56 @@ def row_sampling(
         torch.tensor(stop, dtype=torch.int64, device=device),
         torch.tensor(list(params.logit_bias), dtype=torch.int64, device=device),
         torch.tensor(list(params.logit_bias.values()), dtype=torch.float32, device=device),
+        guided,
     )
 
 
+@dataclass(frozen=True)
+class TokenMasks:
+    """What some rows may choose: row `at[i]`, rising, the tokens t whose bit (t & 31) of `words[i, t >> 5]`
+    is 1 (int32, on the host). At least one bit of each is set."""
+
+    at: Sequence[int]
+    words: npt.NDArray[np.int32]
+
+    def apply(self, logits: Tensor) -> None:
+        """Put -inf in place of what is not allowed."""
+        packed = np.ascontiguousarray(self.words).view(np.uint8)
+        bits = np.unpackbits(packed, axis=1, count=logits.shape[-1], bitorder="little")
+        banned = torch.from_numpy(bits == 0).to(logits.device, non_blocking=True)
+        if len(self.at) == len(logits):
+            logits.masked_fill_(banned, float("-inf"))
+        else:
+            for i, mask in zip(self.at, banned, strict=True):
+                logits[i].masked_fill_(mask, float("-inf"))
+
+
 def sample(
-    logits: Tensor, rows: Sequence[RowSampling], positions: Sequence[int], history: Callable[[int], Tensor]
+    logits: Tensor,
+    rows: Sequence[RowSampling],
+    positions: Sequence[int],
+    history: Callable[[int], Tensor],
+    masks: TokenMasks | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Choose a token for each row of float32 `logits` [n, vocabulary], which is left unchanged.
 
     `positions[i]` is where row i's new token goes; `history(i)` gives the tokens [positions[i]] before it.
+    A mask has the last word: it knows of `min_new_tokens`, so no stop tokens are banned in its row.
     Returns tokens [n] int64 and whether each is usable [n] bool: not where the logits have a NaN or an
     infinity, or where every token is banned. The other rows are not affected.
     """
     usable = logits.isfinite().all(-1)
     adjusting = [i for i, row in enumerate(rows) if row.adjusts]
-    if adjusting:
+    masked = frozenset(masks.at) if masks is not None else frozenset()
+    if adjusting or masks is not None:
         logits = logits.clone()
         for i in adjusting:
-            _adjust(logits[i], rows[i], history(i))
-        usable &= logits.amax(-1).isfinite()
+            _adjust(logits[i], rows[i], history(i), bans_stops=i not in masked)
+        if masks is not None:
+            masks.apply(logits)
     tokens = logits.argmax(-1)
+    if adjusting or masks is not None:
+        usable &= logits.gather(-1, tokens[:, None])[:, 0].isfinite()
     for filtered in (False, True):
         chosen = [i for i, row in enumerate(rows) if not row.greedy and row.filters == filtered]
         if not chosen:
@@ -109,7 +149,7 @@ def sample(
     return tokens, usable
 
 
-def _adjust(logits: Tensor, row: RowSampling, history: Tensor) -> None:
+def _adjust(logits: Tensor, row: RowSampling, history: Tensor, *, bans_stops: bool) -> None:
     """Apply penalties, bias and bans to one row of logits in place."""
     params, outputs = row.params, history[row.prompt_len :]
     if params.repetition_penalty != 1.0:
@@ -122,7 +162,7 @@ def _adjust(logits: Tensor, row: RowSampling, history: Tensor) -> None:
         logits[seen] -= counts * params.frequency_penalty + params.presence_penalty
     if params.logit_bias:
         logits[row.bias_ids] += row.bias_values
-    if len(outputs) < params.min_new_tokens:
+    if bans_stops and len(outputs) < params.min_new_tokens:
         logits[row.stop_ids] = float("-inf")
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from trunkline.attention.backend import AttentionBackend
 from trunkline.config.model_spec import ModelSpec
-from trunkline.kernels.ops import Kernels
+from trunkline.kernels.ops import Kernels, Quantization
 from trunkline.layers.embedding import Embedding, OutputHead
 from trunkline.layers.linear import GatedLinear, Linear
 from trunkline.layers.norm import RMSNorm
@@ -115,6 +115,10 @@ class DecoderModel:
         """[n, hidden] -> [n, vocabulary] float32."""
         return self.head(self.norm(hidden))
 
+    def top(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """[n, hidden] -> the likeliest token [n] int64, and whether its row's logits are finite [n] bool."""
+        return self.head.top(self.norm(hidden))
+
     @property
     def nbytes(self) -> int:
         """Of the embedding and all products; norms are too small to count."""
@@ -168,20 +172,21 @@ def load_decoder(
     dtype: torch.dtype,
     device: torch.device,
     max_context: int,
+    quantization: Quantization | None = None,
 ) -> DecoderModel:
     """Load the model of `spec.path`, whose blocks `layer` builds. Raises ModelError."""
     checkpoint = Checkpoint(spec.path)
-    load = LayerLoader(checkpoint, kernels, dtype, device)
+    load = LayerLoader(checkpoint, kernels, dtype, device, quantization)
     size = (spec.vocab_size, spec.hidden_size)
     if spec.tie_embeddings:
         checkpoint.skip("lm_head.weight")
         table = load.mapped("model.embed_tokens.weight", *size)
-        head = OutputHead(kernels, table)
+        head = OutputHead(kernels, table, quantization)
         embedding = Embedding(kernels, table, head)
         if embedding.table is table:  # look-ups need a copy of their own
             embedding = Embedding(kernels, table.clone(), head)
     else:
-        head = OutputHead(kernels, load.mapped("lm_head.weight", *size))
+        head = OutputHead(kernels, load.mapped("lm_head.weight", *size), quantization)
         embedding = Embedding(kernels, load.tensor("model.embed_tokens.weight", *size), None)
     checkpoint.release()
     layers = []

@@ -8,7 +8,7 @@ from types import MappingProxyType
 import torch
 
 from trunkline.config.model_spec import ModelSpec
-from trunkline.kernels.ops import Kernels
+from trunkline.kernels.ops import Kernels, Quantization
 from trunkline.models import llama, mistral, qwen2, qwen3
 from trunkline.models.decoder import DecoderLayer, DecoderModel, load_decoder
 from trunkline.models.weights import LayerLoader
@@ -24,7 +24,13 @@ LAYERS: Mapping[str, Callable[[LayerLoader, ModelSpec], DecoderLayer]] = Mapping
 
 
 def load_model(
-    spec: ModelSpec, kernels: Kernels, dtype: torch.dtype, device: torch.device, max_context: int
+    spec: ModelSpec,
+    kernels: Kernels,
+    dtype: torch.dtype,
+    device: torch.device,
+    max_context: int,
+    quantization: Quantization | None = None,
 ) -> DecoderModel:
     """Raises ModelError for a checkpoint that does not fit the spec."""
-    return load_decoder(spec, LAYERS[spec.architecture], kernels, dtype, device, max_context)
+    layer = LAYERS[spec.architecture]
+    return load_decoder(spec, layer, kernels, dtype, device, max_context, quantization)

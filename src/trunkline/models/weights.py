@@ -6,6 +6,8 @@ import ctypes
 import json
 import mmap
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from torch import Tensor
 from tqdm import tqdm  # type: ignore[import-untyped]
 
 from trunkline.config.model_spec import ModelError
-from trunkline.kernels.ops import Kernels
+from trunkline.kernels.ops import Kernels, Quantization
 from trunkline.layers.linear import GatedLinear, Linear
 from trunkline.layers.norm import RMSNorm
 
@@ -158,16 +160,19 @@ class LayerLoader:
         kernels: Kernels,
         dtype: torch.dtype,
         device: torch.device,
+        quantization: Quantization | None = None,
         prefix: str = "",
     ) -> None:
         self.checkpoint = checkpoint
         self.kernels = kernels
         self.dtype = dtype
         self.device = device
+        self.quantization = quantization
         self.prefix = prefix
 
     def at(self, name: str) -> LayerLoader:
-        return LayerLoader(self.checkpoint, self.kernels, self.dtype, self.device, f"{self.prefix}{name}.")
+        prefix = f"{self.prefix}{name}."
+        return LayerLoader(self.checkpoint, self.kernels, self.dtype, self.device, self.quantization, prefix)
 
     def tensor(self, name: str, *shape: int) -> Tensor:
         """A tensor of its own: casting or `clone` detaches it from the mapped file."""
@@ -184,12 +189,25 @@ class LayerLoader:
 
     def linear(self, sizes: dict[str, int], inputs: int, *, bias: bool) -> Linear:
         """One product for all the projections in `sizes` (name -> outputs)."""
-        return Linear(self.kernels, *self._weights(sizes, inputs, bias))
+        weights, biases = self._weights(sizes, inputs, bias)
+        with self._naming(sizes):
+            return Linear(self.kernels, weights, biases, self.quantization)
 
     def gated(self, gate: str, up: str, outputs: int, inputs: int, *, bias: bool) -> GatedLinear:
         """The two projections of a gated product."""
-        (first, second), biases = self._weights({gate: outputs, up: outputs}, inputs, bias)
-        return GatedLinear(self.kernels, first, second, biases)
+        sizes = {gate: outputs, up: outputs}
+        (first, second), biases = self._weights(sizes, inputs, bias)
+        with self._naming(sizes):
+            return GatedLinear(self.kernels, first, second, biases, self.quantization)
+
+    @contextmanager
+    def _naming(self, sizes: dict[str, int]) -> Iterator[None]:
+        """Say which weights could not be packed."""
+        try:
+            yield
+        except ValueError as error:
+            names = ", ".join(self.prefix + name for name in sizes)
+            raise ModelError(f"{self.checkpoint.folder}: {names}: {error}", "bad_weight") from error
 
     def _weights(self, sizes: dict[str, int], inputs: int, bias: bool) -> tuple[list[Tensor], list[Tensor]]:
         """Weights still mapped where no cast is needed (packing is the copy), and biases."""

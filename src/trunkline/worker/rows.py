@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from trunkline.layers.sampler import RowSampling, row_sampling
-from trunkline.scheduler.plan import Admit, PagesAt
+from trunkline.scheduler.plan import Admit, PagesAt, TokensAt
 
 
 class Rows:
@@ -49,7 +49,12 @@ class Rows:
         self.prompt_len[row] = admit.prompt_len
         self.prompt_logprobs_from[row] = admit.prompt_logprobs_from
         self.sampling[row] = row_sampling(
-            admit.params, admit.logprobs, admit.prompt_len, self.eos_token_ids, self.device
+            admit.params,
+            admit.logprobs,
+            admit.prompt_len,
+            self.eos_token_ids,
+            self.device,
+            guided=admit.guided,
         )
         self.set_pages(PagesAt(row, 0, admit.pages))
 
@@ -58,6 +63,15 @@ class Rows:
         if end > self.page_table.shape[1]:
             raise ValueError(f"row {entry.row}: {end} pages exceed the table's {self.page_table.shape[1]}")
         self.page_table[entry.row, entry.start : end] = entry.pages
+
+    def append(self, entry: TokensAt) -> None:
+        """Tokens that the row gets without sampling them."""
+        end = entry.start + len(entry.token_ids)
+        if entry.start < self.computed[entry.row] or end > self.max_context:
+            raise ValueError(f"row {entry.row}: tokens [{entry.start}, {end}) can't be appended")
+        self.tokens[entry.row, entry.start : end] = torch.tensor(
+            entry.token_ids, dtype=torch.int32, device=self.device
+        )
 
     def retire(self, row: int) -> None:
         self.sampling[row] = None

@@ -12,13 +12,13 @@ from torch import Tensor
 
 from trunkline.attention.backend import KVPool, PagedBackend
 from trunkline.config.model_spec import ModelError, ModelSpec
-from trunkline.config.schema import EngineConfig
+from trunkline.config.schema import EngineConfig, ModelConfig
 from trunkline.kernels import describe, load_kernels
-from trunkline.kernels.ops import PagedShape
+from trunkline.kernels.ops import PagedShape, Quantization
 from trunkline.layers.logprobs import Logprobs, logprobs_of
-from trunkline.layers.sampler import sample
+from trunkline.layers.sampler import TokenMasks, sample
 from trunkline.models.registry import load_model
-from trunkline.scheduler.plan import RowOutput, RowStep, StepOutput, StepPlan
+from trunkline.scheduler.plan import Masks, RowOutput, RowStep, StepOutput, StepPlan
 from trunkline.types import TokenLogprobs
 from trunkline.worker.batch import ForwardBatch, build_batch
 from trunkline.worker.rows import Rows
@@ -31,12 +31,14 @@ NON_FINITE = "the model's output is not a finite number for this request, or eve
 
 @dataclass(frozen=True)
 class Step:
-    """A launched forward pass. `logits` [S, vocabulary] float32 of the sampling rows, in plan order."""
+    """A launched forward pass. `logits` [S, vocabulary] float32 of the sampling rows, in plan order; where all
+    of them only want the likeliest token, `top` has those [S] int64, and whether the logits are finite [S]."""
 
     plan: StepPlan
     batch: ForwardBatch | None = None  # None: the plan had no rows
     hidden: Tensor | None = None  # [T, hidden], kept only while prompt logprobs are wanted
     logits: Tensor | None = None
+    top: tuple[Tensor, Tensor] | None = None
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,12 @@ class SampledStep:
         return RowOutput([tokens[row.index]], logprobs, prompt)
 
 
+def _quantization(config: ModelConfig) -> Quantization | None:
+    if config.quantization == "plain":
+        return None
+    return Quantization(8) if config.quantization == "int8" else Quantization(4, config.quantization_group)
+
+
 class ModelWorker:
     """Owns the weights, the KV pool and the rows. Plans must be applied in order, each exactly once.
 
@@ -102,7 +110,9 @@ class ModelWorker:
         if not kernels.supports_linear(dtype, self.device):
             raise ModelError(f"this CPU can't compute in {config.model.dtype}: use --dtype float32", "dtype")
         with torch.inference_mode():
-            self.model = load_model(spec, kernels, dtype, self.device, scheduler.max_context)
+            self.model = load_model(
+                spec, kernels, dtype, self.device, scheduler.max_context, _quantization(config.model)
+            )
         shape = PagedShape(
             spec.num_heads, spec.num_kv_heads, spec.head_dim, cache.page_size, cache.num_tokens
         )
@@ -125,6 +135,8 @@ class ModelWorker:
             self.rows.admit(admit)
         for entry in plan.new_pages:
             self.rows.set_pages(entry)
+        for tokens in plan.appends:
+            self.rows.append(tokens)
         if not plan.rows:
             return Step(plan)
         if any(step.num_drafts for step in plan.rows):
@@ -133,29 +145,38 @@ class ModelWorker:
         for step in plan.rows:
             self.rows.computed[step.row] += step.q_len
         hidden = self.model.forward(batch, self.backend, self.backend.plan(batch))
-        logits = (
-            self.model.logits(hidden.index_select(0, batch.logits_idx)) if len(batch.logits_idx) else None
-        )
+        logits, top = None, None
+        sampling = [self.rows.live_sampling(step.row) for step in plan.rows if step.samples]
+        if sampling:
+            last = hidden.index_select(0, batch.logits_idx)
+            if any(row.needs_logits for row in sampling):
+                logits = self.model.logits(last)
+            else:
+                top = self.model.top(last)
         keep = any(self.rows.prompt_logprobs_from[step.row] is not None for step in plan.rows)
-        return Step(plan, batch, hidden if keep else None, logits)
+        return Step(plan, batch, hidden if keep else None, logits, top)
 
     @torch.inference_mode()
-    def sample(self, step: Step, masks: None = None) -> SampledStep:
+    def sample(self, step: Step, masks: Masks | None = None) -> SampledStep:
         """Choose the sampling rows' tokens and append them to the rows."""
         steps = step.plan.rows
         sampling = [entry for entry in steps if entry.samples]
         tokens = torch.zeros(0, dtype=torch.int64, device=self.device)
         usable = torch.zeros(0, dtype=torch.bool, device=self.device)
-        if step.logits is not None:
+        if sampling:
             row_ids = np.array([entry.row for entry in sampling], np.int64)
             positions = self.rows.computed[row_ids]
-            params = [self.rows.live_sampling(entry.row) for entry in sampling]
-            tokens, usable = sample(
-                step.logits,
-                params,
-                positions.tolist(),
-                lambda i: self.rows.tokens[row_ids[i], : positions[i]],
-            )
+            if step.top is not None:
+                tokens, usable = step.top
+            elif step.logits is not None:
+                params = [self.rows.live_sampling(entry.row) for entry in sampling]
+                tokens, usable = sample(
+                    step.logits,
+                    params,
+                    positions.tolist(),
+                    lambda i: self.rows.tokens[row_ids[i], : positions[i]],
+                    None if masks is None else TokenMasks(masks.at, masks.words),
+                )
             self.rows.put_tokens(row_ids, positions, tokens)
         results, index = [], 0
         for number, entry in enumerate(steps):
