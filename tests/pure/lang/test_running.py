@@ -235,7 +235,7 @@ def test_text_comes_before_the_program_is_through(fake: FakeBackend) -> None:
     seen = ""
     while "second" not in seen:
         seen += next(texts)
-    assert list(state.text_iter("a")) and fake.running == 1
+    assert list(state.text_iter("a")) and not state.stream_executor.finished
     fake.door = lambda text: True
     assert seen + "".join(texts) == "answersecondanswer"
 
