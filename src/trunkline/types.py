@@ -92,6 +92,7 @@ class GrammarSpec(msgspec.Struct, frozen=True):
 
     kind: GrammarKind
     source: str = ""
+    ordered: bool = False  # json_schema: properties come in the order that the schema lists them
 
 
 class Thinking(msgspec.Struct, frozen=True, omit_defaults=True):

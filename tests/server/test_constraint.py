@@ -18,6 +18,7 @@ CHAT, COMPLETIONS, GENERATE = "/v1/chat/completions", "/v1/completions", "/gener
 HI = {"messages": [{"role": "user", "content": "hi"}]}
 SCHEMA = {"type": "object", "properties": {"b": {"type": "integer"}, "a": {"const": "ü"}}}
 SCHEMA_TEXT = '{"type":"object","properties":{"b":{"type":"integer"},"a":{"const":"ü"}}}'
+ORDERED = GrammarSpec("json_schema", SCHEMA_TEXT, ordered=True)
 TAG = {"type": "structural_tag", "format": {"type": "const_string", "value": "x"}}
 FORMATS: list[tuple[str, dict[str, Any], GrammarSpec | None]] = [
     (CHAT, {"response_format": {"type": "text"}}, None),
@@ -25,15 +26,20 @@ FORMATS: list[tuple[str, dict[str, Any], GrammarSpec | None]] = [
     (
         CHAT,
         {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": SCHEMA}}},
+        ORDERED,
+    ),
+    (
+        CHAT,
+        {"response_format": {"type": "json_schema", "json_schema": {"schema": SCHEMA, "strict": False}}},
         GrammarSpec("json_schema", SCHEMA_TEXT),
     ),
     (CHAT, {"response_format": TAG}, GrammarSpec("structural_tag", json.dumps(TAG, separators=(",", ":")))),
     (CHAT, {"regex": "a+"}, GrammarSpec("regex", "a+")),
     (CHAT, {"ebnf": 'root ::= "a"', "regex": ""}, GrammarSpec("ebnf", 'root ::= "a"')),
-    (COMPLETIONS, {"json_schema": SCHEMA}, GrammarSpec("json_schema", SCHEMA_TEXT)),
+    (COMPLETIONS, {"json_schema": SCHEMA}, ORDERED),
     (COMPLETIONS, {"response_format": {"type": "json_object"}}, GrammarSpec("json_object")),
-    (GENERATE, {"sampling_params": {"json_schema": SCHEMA_TEXT}}, GrammarSpec("json_schema", SCHEMA_TEXT)),
-    (GENERATE, {"sampling_params": {"json_schema": SCHEMA}}, GrammarSpec("json_schema", SCHEMA_TEXT)),
+    (GENERATE, {"sampling_params": {"json_schema": SCHEMA_TEXT}}, ORDERED),
+    (GENERATE, {"sampling_params": {"json_schema": SCHEMA}}, ORDERED),
     (GENERATE, {"sampling_params": {"regex": "", "ebnf": ""}}, None),
     (
         GENERATE,

@@ -17,7 +17,6 @@ from tests.sim.cases import make_case
 from tests.sim.runner import describe, run_case, without_logging
 from trunkline.cache import PrefixCache
 from trunkline.engine.core import EngineCore
-from trunkline.engine.guidance import Guidance
 from trunkline.scheduler import guide as guide_module
 from trunkline.scheduler import scheduler as scheduler_module
 from trunkline.scheduler.claims import PrefixClaims
@@ -357,11 +356,8 @@ def _minimum_forgotten(original: Any, self: Guide, row: Any, banned: Any) -> Non
     original(self, row, ())
 
 
-def _result_for_any(original: Any, self: Guidance, request: Request, done: Any) -> None:
-    """A compilation is found again by the request's id alone."""
-    if request.rid in self._compiling:
-        self._compiling[request.rid] = done
-    original(self, request, done)
+def _for_the_id(original: Any, self: Scheduler, request: Request, guide: Any) -> Any:
+    return original(self, self._requests.get(request.rid, request), guide)
 
 
 MUTATIONS = (
@@ -437,8 +433,8 @@ MUTATIONS = (
     Mutation(
         "grammar_of_another",
         "a request gets the grammar of an aborted one with its id",
-        ((Guidance, "_announce"),),
-        _result_for_any,
+        ((Scheduler, "unblock"),),
+        _for_the_id,
     ),
     Mutation(
         "hit_covers_last_token",

@@ -76,13 +76,15 @@ class ResponseFormat(Rule):
         param = f"{name}.json_schema.schema"
         if not source:
             raise RequestError(f"{param} is missing", code="missing_field", param=param)
-        return Constraint(GrammarSpec("json_schema", source), param)
+        # As with OpenAI's strict schemas, keys come in the schema's order, unless strict is false.
+        ordered = fields["json_schema"].get("strict", True)
+        return Constraint(GrammarSpec("json_schema", source, ordered), param)
 
 
 def take_constraint(fields: dict[str, Any], prefix: str = "") -> Constraint | None:
     """Take the constraint out of checked fields. Raises RequestError for more than one."""
     found = [
-        Constraint(GrammarSpec(kind, source), f"{prefix}{kind}")
+        Constraint(GrammarSpec(kind, source, ordered=kind == "json_schema"), f"{prefix}{kind}")
         for kind in _KINDS
         if (source := fields.pop(kind, ""))
     ]

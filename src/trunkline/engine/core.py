@@ -103,7 +103,6 @@ class EngineCore:
                 return [Outputs(self.scheduler.abort_all())]
             case Abort():
                 self.scheduler.abort(message.rid)
-                self.guidance.forget(message.rid)
                 return []
             case FlushCache():
                 return [self._flush(message.call)]

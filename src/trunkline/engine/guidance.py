@@ -27,9 +27,46 @@ class Compiler(Protocol):
     """Compiles in threads of its own, within bounds of time and memory, and keeps what it compiled."""
 
     def submit(self, spec: GrammarSpec) -> Future[Grammar]:
-        """The compiled grammar, or a GrammarError as the future's exception. Returns at once."""
+        """The compiled grammar, or a GrammarError as the future's exception. Returns at once; equal specs may
+        share a future."""
 
     def close(self) -> None: ...
+
+
+class LateCompiler:
+    """Makes a compiler when the first grammar comes, in a thread: reading a vocabulary takes a second."""
+
+    def __init__(self, make: Callable[[], Compiler]) -> None:
+        self._make = make
+        self._thread = ThreadPoolExecutor(1, "trunkline-grammars")
+        self._made: Future[Compiler] | None = None
+
+    def submit(self, spec: GrammarSpec) -> Future[Grammar]:
+        if self._made is None:
+            self._made = self._thread.submit(self._make)
+        found: Future[Grammar] = Future()
+        self._made.add_done_callback(lambda made: _ask(made, spec, found))
+        return found
+
+    def close(self) -> None:
+        self._thread.shutdown()
+        if self._made is not None and self._made.exception() is None:
+            self._made.result().close()
+
+
+def _ask(made: Future[Compiler], spec: GrammarSpec, found: Future[Grammar]) -> None:
+    try:
+        made.result().submit(spec).add_done_callback(lambda done: _pass_on(done, found))
+    except Exception as error:
+        found.set_exception(error)
+
+
+def _pass_on(done: Future[Grammar], found: Future[Grammar]) -> None:
+    error = done.exception()
+    if error is None:
+        found.set_result(done.result())
+    else:
+        found.set_exception(error)
 
 
 class Guidance:
@@ -44,7 +81,6 @@ class Guidance:
         self._compiler = compiler
         self._eos_ids = tuple(eos_ids)
         self._words = -(-vocab_size // 32)
-        self._compiling: dict[str, Future[Grammar]] = {}
         self._done: queue.SimpleQueue[tuple[Request, Future[Grammar]]] = queue.SimpleQueue()
         self._threads = ThreadPoolExecutor(min(MASK_THREADS, os.cpu_count() or 1), "trunkline-mask")
 
@@ -53,7 +89,8 @@ class Guidance:
         """Raises RequestError for a grammar where there is no backend."""
         if message.grammar is not None and self._compiler is None:
             raise RequestError(
-                "structured output is off on this server: start it without --grammar-backend none",
+                "structured output is off: the server runs with --grammar-backend none, or its model has no "
+                "end-of-sequence token",
                 code="no_grammar_backend",
                 param="grammar",
             )
@@ -64,30 +101,22 @@ class Guidance:
         if spec is None or self._compiler is None:
             return
         self.counters["grammars"] += 1
-        future = self._compiling[request.rid] = self._compiler.submit(spec)
-        future.add_done_callback(lambda done: self._announce(request, done))
+        self._compiler.submit(spec).add_done_callback(lambda done: self._announce(request, done))
 
     def _announce(self, request: Request, done: Future[Grammar]) -> None:
         self._done.put((request, done))
         self.wake()
-
-    def forget(self, rid: str) -> None:
-        """The request has left: a compilation that has not begun is not needed any more."""
-        future = self._compiling.pop(rid, None)
-        if future is not None:
-            future.cancel()
 
     @property
     def has_news(self) -> bool:
         return not self._done.empty()
 
     def news(self) -> Iterable[tuple[Request, Guide | FinishReason]]:
-        """Compilations that have ended: a guide at its start, or why there is none."""
+        """Compilations that have ended: a guide at its start, or why there is none. Their requests may have
+        left meanwhile."""
         while self.has_news:
             request, done = self._done.get()
-            if self._compiling.get(request.rid) is done:
-                del self._compiling[request.rid]
-                yield request, self._guide(request, done)
+            yield request, self._guide(request, done)
 
     def _guide(self, request: Request, done: Future[Grammar]) -> Guide | FinishReason:
         try:

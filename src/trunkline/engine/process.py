@@ -22,11 +22,13 @@ from typing import Protocol
 import zmq
 
 from trunkline.cache import PrefixCache
-from trunkline.config.model_spec import load_model_spec
+from trunkline.config.model_spec import ModelSpec, load_model_spec
 from trunkline.config.schema import EngineConfig
 from trunkline.engine.core import EngineCore
+from trunkline.engine.guidance import Compiler, Guidance, LateCompiler
 from trunkline.messages import Failed, FromCore, Heartbeat, Outputs, Ready, ToCore, decode_to_core, encode
 from trunkline.scheduler.scheduler import Scheduler
+from trunkline.text.tokenizer import Tokenizer
 from trunkline.types import RequestError
 
 log = logging.getLogger(__name__)
@@ -56,7 +58,13 @@ def build_core(config: EngineConfig) -> tuple[EngineCore, Ready]:
     spec = load_model_spec(config.model.path, revision=config.model.revision)
     worker = ModelWorker(config, spec)
     cache = PrefixCache(config.cache.num_pages, config.cache.page_size, config.cache.prefix_cache)
-    scheduler = Scheduler(config.scheduler, cache, spec.eos_token_ids, spec.vocab_size)
+    scheduler = Scheduler(
+        config.scheduler,
+        cache,
+        spec.eos_token_ids,
+        spec.vocab_size,
+        jump_forward=config.grammar.jump_forward,
+    )
     ready = Ready(
         max_context=config.scheduler.max_context,
         num_pages=config.cache.num_pages,
@@ -65,7 +73,18 @@ def build_core(config: EngineConfig) -> tuple[EngineCore, Ready]:
         vocab_size=spec.vocab_size,
         info={"pid": os.getpid(), "load_s": round(time.monotonic() - started, 3), **worker.memory_report()},
     )
-    return EngineCore(scheduler, worker, config.scheduler.depth), ready
+    return EngineCore(scheduler, worker, config.scheduler.depth, _guidance(config, spec)), ready
+
+
+def _guidance(config: EngineConfig, spec: ModelSpec) -> Guidance:
+    def compiler() -> Compiler:
+        from trunkline.grammar.compiler import llguidance_compiler  # not every server needs the library
+
+        tokenizer = Tokenizer.load(config.model.tokenizer_path or config.model.path)
+        return llguidance_compiler(tokenizer, spec.eos_token_ids)
+
+    wanted = config.grammar.backend != "none" and bool(spec.eos_token_ids)
+    return Guidance(LateCompiler(compiler) if wanted else None, spec.eos_token_ids, spec.vocab_size)
 
 
 def run_loop(core: EngineCore, channel: Channel) -> None:

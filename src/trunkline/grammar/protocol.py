@@ -2,29 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Literal, Protocol
+from typing import Protocol
 
-import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from trunkline.types import GrammarKind as GrammarKind
+from trunkline.types import GrammarSpec as GrammarSpec
 from trunkline.types import RequestError
 
-GrammarKind = Literal["json_schema", "json_object", "regex", "ebnf", "choices", "structural_tag"]
 MaskRow = npt.NDArray[np.int32]
-
-
-class GrammarSpec(msgspec.Struct, frozen=True):
-    """A constraint as it is asked for; hashable, so that it keys the cache, and sent between processes.
-
-    `source` by kind: json_schema - the schema as JSON text; json_object - "" (any JSON object); regex - the
-    pattern, which the whole output matches; ebnf - the grammar's text; choices - a JSON array of strings;
-    structural_tag - the tag as JSON text.
-    """
-
-    kind: GrammarKind
-    source: str = ""
-    ordered: bool = False  # json_schema: properties come in the order that the schema lists them
 
 
 class GrammarError(RequestError):
