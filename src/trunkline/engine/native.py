@@ -92,7 +92,7 @@ class PerPrompt(Rule):
         return not isinstance(self.of, Items) or any(isinstance(item, list) for item in value)
 
 
-_SAMPLING: dict[str, Rule] = {**SAMPLING_FIELDS, **GRAMMAR_FIELDS}
+_SAMPLING: Mapping[str, Rule] = {**SAMPLING_FIELDS, **GRAMMAR_FIELDS}
 MAX_THINKING = Number(0, INT32_MAX, integer=True)
 _NO_MEDIA = "this server takes text only"
 
