@@ -1,8 +1,8 @@
 """A process that compiles grammars for another one, and may be killed at any time: `python -m` this module.
 
 What a stranger sends is compiled here first, with a bound on memory and time. Only what came through is
-compiled a second time where it is used, at a cost that is known by then. Messages are msgpack over the socket at
-standard input; at its end, and when a compilation runs far beyond its time, the process ends by itself.
+compiled a second time where it is used, at a cost that is known by then. Messages are msgpack over the socket
+at standard input; at its end, and when a compilation runs far beyond its time, the process ends by itself.
 """
 
 from __future__ import annotations

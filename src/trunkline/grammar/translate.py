@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 
 from trunkline.grammar.automaton import Automaton
+from trunkline.grammar.ebnf import ebnf_grammar
 from trunkline.grammar.json_text import Layout
 from trunkline.grammar.lark import LarkGrammar
 from trunkline.grammar.protocol import GrammarError, GrammarSpec
 from trunkline.grammar.regex import Node, literal, match_language, union
 from trunkline.grammar.schema import schema_grammar
+from trunkline.grammar.structural import structural_grammar
 
 MAX_SOURCE = 4 << 20  # characters
 
@@ -27,6 +29,10 @@ def lark_of(spec: GrammarSpec, layout: Layout) -> str:
             return _regular(match_language(spec.source))
         case "choices":
             return _regular(union(literal(choice) for choice in choices(spec.source)))
+        case "ebnf":
+            return ebnf_grammar(spec.source)
+        case "structural_tag":
+            return structural_grammar(spec.source, layout)
     raise GrammarError(f"{spec.kind} is not known", code="unsupported_grammar")
 
 
