@@ -120,8 +120,7 @@ class SglFunction:
         return dict(zip(self._free, row, strict=False))
 
     def _split(self, kwargs: dict[str, Any]) -> tuple[Sampling, dict[str, Any]]:
-        """Sampling parameters of the run, and arguments. A name that the program has itself is its
-        argument."""
+        """Sampling parameters of the run, and arguments; what the program names itself is an argument."""
         mine = {name: kwargs[name] for name in kwargs if name in RUN_FIELDS and name not in self.arg_names}
         return run_sampling(mine), {name: value for name, value in kwargs.items() if name not in mine}
 

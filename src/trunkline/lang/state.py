@@ -148,14 +148,15 @@ class ProgramState:
     async def text_async_iter(
         self, var_name: str | None = None, return_meta_data: bool = False
     ) -> AsyncIterator[Any]:
-        """`text_iter` for asyncio. With `return_meta_data`: pairs of text and what is known of the call so
-        far."""
+        """`text_iter` for asyncio. With `return_meta_data`: pairs of text and what is known of the call."""
         run, seen = self.stream_executor, 0
         shown: dict[str, Any] = {}
         while True:
             done = self._is_whole(var_name)
             new, meta = self._news(var_name, seen)
-            if (new and (done or run.streaming)) or (done and return_meta_data and meta is not shown):
+            if (new and (done or run.streaming)) or (
+                done and return_meta_data and meta and meta is not shown
+            ):
                 seen, shown = seen + len(new), meta  # the last token may add to the meta data only
                 yield (new, meta) if return_meta_data else new
             if done:
