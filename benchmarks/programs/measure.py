@@ -9,7 +9,6 @@ from typing import Any
 import trunkline as sgl
 from benchmarks.programs.shape import Shape
 from trunkline.lang.backends.engine import EngineBackend
-from trunkline.types import RequestError
 
 
 @dataclass
@@ -69,7 +68,6 @@ class Measured:
     seconds: float = 0.0
     right: int = 0
     checked: int = 0
-    refused: str = ""
 
     @property
     def hit_rate(self) -> float:
@@ -80,8 +78,6 @@ class Measured:
         return 1 - self.fewest_prefills / max(self.prompt_tokens, 1)
 
     def line(self) -> str:
-        if self.refused:
-            return f"{self.shape:<22} not run: {self.refused}"
         shown = f"{self.right}/{self.checked}" if self.checked else "-"
         share = self.hit_rate / max(self.best_hit_rate, 1e-9)
         return (
@@ -92,17 +88,13 @@ class Measured:
 
 
 def measure(shape: Shape, engine: sgl.Engine, rows: int | None = None) -> Measured:
-    """Runs the shape once, from an empty cache. A constraint that the engine doesn't have yet is noted."""
+    """Runs the shape once, from an empty cache."""
     engine.flush_cache()
     backend = Recorder(engine)
     sgl.set_default_backend(backend)
     before, started = counters(engine), time.perf_counter()
     try:
         right, checked = shape.run(rows or shape.rows)
-    except RequestError as error:
-        if error.code != "unsupported_field":
-            raise
-        return Measured(shape.name, refused=error.message)
     finally:
         sgl.set_default_backend(None)
     seconds, after = time.perf_counter() - started, counters(engine)

@@ -14,7 +14,6 @@ import psutil
 import pytest
 
 import trunkline as sgl
-from trunkline.engine.fields import SAMPLING_FIELDS, Unsupported
 from trunkline.lang.backends.backend import Prompt
 from trunkline.lang.backends.engine import EngineBackend
 from trunkline.lang.backends.runtime import free_port
@@ -306,17 +305,19 @@ def test_free_port() -> None:
     ],
 )
 def test_constrained_text(backend: Any, constraint: dict[str, Any], form: str) -> None:
-    """Holds exactly where the server can constrain; refused by name where it can't."""
-
     @sgl.function
     def program(s: Any) -> None:
         s += sgl.user("Who are you?")
         s += sgl.assistant(sgl.gen("x", max_tokens=24, temperature=0, **constraint))
 
-    state = program.run(backend=backend)
-    name = "json_schema" if "json_schema" in constraint else "regex"
-    if isinstance(SAMPLING_FIELDS[name], Unsupported):
-        with pytest.raises(RequestError, match=f"{name} is not supported"):
-            state.sync()
-    else:
-        assert re.fullmatch(form, state["x"])
+    assert re.fullmatch(form, program.run(backend=backend)["x"])
+
+
+def test_a_constraint_that_can_not_be_met_is_refused(backend: Any) -> None:
+    @sgl.function
+    def program(s: Any) -> None:
+        s += "x" + sgl.gen("x", json_schema='{"type": "nothing"}')
+
+    with pytest.raises(RequestError) as caught:
+        program.run(backend=backend).sync()
+    assert caught.value.status == 400 and "json_schema" in str(caught.value.param)
