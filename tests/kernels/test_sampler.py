@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import msgspec
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from trunkline.layers.logprobs import logprobs_of
-from trunkline.layers.sampler import row_sampling, sample, uniform
+from trunkline.layers.sampler import TokenMasks, row_sampling, sample, uniform
 from trunkline.types import LogprobParams, SamplingParams
 
 VOCAB = 2500
@@ -227,3 +228,63 @@ def test_logprobs_are_those_of_the_raw_distribution_whatever_the_batch() -> None
         assert [token for token, _ in entry.top] == table[i].topk(5).indices.tolist()
         assert [token for token, _ in entry.chosen] == [4, 2499]
         assert entry == logprobs_of(logits[i : i + 1], tokens[i : i + 1], wanted).to_host()[0]
+
+
+class TestMasks:
+    """Rows with a mask choose allowed tokens only; what they choose, and what other rows choose, is as if the
+    other tokens had no probability."""
+
+    VOCAB = 300  # not a multiple of 32
+
+    def masks(self, at: list[int], allowed: list[list[int]]) -> TokenMasks:
+        words = np.zeros((len(at), 12), np.uint32)
+        for row, tokens in zip(words, allowed, strict=True):
+            for token in tokens:
+                row[token >> 5] |= np.uint32(1 << (token & 31))
+        return TokenMasks(at, words.view(np.int32))
+
+    @pytest.mark.parametrize(
+        "params",
+        [
+            SamplingParams(temperature=0.0),
+            SamplingParams(temperature=1.0, sampling_seed=3),
+            SamplingParams(temperature=0.7, top_k=5, top_p=0.8, sampling_seed=3),
+            SamplingParams(temperature=1.0, min_p=0.1, frequency_penalty=0.5, logit_bias={7: 4.0}),
+        ],
+    )
+    @pytest.mark.parametrize("at", [[0, 1, 2, 3], [1], [0, 3]])
+    def test_as_if_nothing_else_had_probability(self, params: SamplingParams, at: list[int]) -> None:
+        generator = torch.Generator().manual_seed(1)
+        logits = torch.randn(4, self.VOCAB, generator=generator) * 3
+        before = logits.clone()
+        allowed = [sorted({7, 31, 32, 63 + i, 290 + i, 299}) for i in range(len(at))]
+        rows = [row_sampling(params, None, 1, (), torch.device("cpu"), guided=True) for _ in range(4)]
+        history = torch.tensor([7, 31, 7], dtype=torch.int32)
+        positions = [3, 9, 27, 81]
+        tokens, usable = sample(logits, rows, positions, lambda i: history, self.masks(at, allowed))
+        banned = logits.clone()
+        for i, kept in zip(at, allowed, strict=True):
+            rest = [token for token in range(self.VOCAB) if token not in kept]
+            banned[i, rest] = -1e30
+            assert tokens[i] in kept
+        assert torch.equal(tokens, sample(banned, rows, positions, lambda i: history)[0])
+        assert usable.all() and torch.equal(logits, before)
+
+    def test_a_mask_has_the_last_word_over_a_minimum(self) -> None:
+        params = SamplingParams(temperature=0.0, min_new_tokens=5, stop_token_ids=(40,))
+        rows = [row_sampling(params, None, 1, (2,), torch.device("cpu"), guided=True) for _ in range(2)]
+        logits = torch.zeros(2, self.VOCAB)
+        logits[:, 40], logits[:, 2] = 3.0, 2.0
+        tokens, usable = sample(
+            logits, rows, [1, 1], lambda i: torch.zeros(1, dtype=torch.int32), self.masks([0], [[2, 40]])
+        )
+        assert tokens[0] == 40 and tokens[1] not in (2, 40) and usable.all()
+
+    def test_a_row_that_is_not_finite_shows_behind_its_mask(self) -> None:
+        params = SamplingParams(temperature=0.0)
+        rows = [row_sampling(params, None, 1, (), torch.device("cpu"), guided=True) for _ in range(4)]
+        logits = torch.zeros(4, self.VOCAB)
+        logits[0, 5], logits[1, 5], logits[2, 5] = float("nan"), float("inf"), float("-inf")
+        masks = self.masks([0, 1, 2, 3], [[9]] * 4)
+        _, usable = sample(logits, rows, [1] * 4, lambda i: torch.zeros(1, dtype=torch.int32), masks)
+        assert usable.tolist() == [False, False, False, True]

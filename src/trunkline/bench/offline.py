@@ -10,6 +10,7 @@ import sys
 import time
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -18,8 +19,8 @@ from trunkline.bench.report import Number, peak_rss_bytes, random_prompts, rate,
 from trunkline.config.cli import help_text, parse, wants_help
 from trunkline.config.flags import Args, again, flag
 from trunkline.config.resolve import Resolved, load_config
-from trunkline.messages import AddRequest, Stats
-from trunkline.types import RequestError, SamplingParams
+from trunkline.messages import AddRequest, Stats, TokensOut
+from trunkline.types import GrammarSpec, RequestError, SamplingParams
 
 if TYPE_CHECKING:
     from trunkline.engine.client import EngineClient
@@ -41,6 +42,10 @@ class Options(Args):
     )
     seed: int = flag("int", "of the prompts", default=0, low=0, group="workload")
     warmup: int = flag("int", "requests run before, not counted", default=1, low=0, group="workload")
+    json_schema: str | None = flag(
+        "path", "file of a JSON schema that all outputs must match; they end where it lets them, or at "
+        "--output-len", group="workload",
+    )  # fmt: skip
     json: bool = flag("bool", "print one line of JSON", group="workload")
     log_level: str = again(Args, "log_level", "error")
 
@@ -94,7 +99,7 @@ async def measure(options: Options, resolved: Resolved, started: float) -> dict[
             client.ready.vocab_size,
             options.seed,
         )
-        await warm_up(client, options.warmup)
+        await warm_up(client, options.warmup, grammar_of(options))
         before = await client.stats()
         lines, total = await run_all(client, prompts, options)
         after = await client.stats()
@@ -113,16 +118,24 @@ async def measure(options: Options, resolved: Resolved, started: float) -> dict[
         "input_len": options.input_len,
         "output_len": options.output_len,
         "shared_prefix_len": options.shared_prefix_len,
+        "json_schema": options.json_schema,
         "config": msgspec.to_builtins(config),
     }
 
 
-async def warm_up(client: EngineClient, count: int) -> None:
-    """A few short requests, then an empty cache: first calls set up libraries."""
+def grammar_of(options: Options) -> GrammarSpec | None:
+    if options.json_schema is None:
+        return None
+    return GrammarSpec("json_schema", Path(options.json_schema).read_text("utf-8"), ordered=True)
+
+
+async def warm_up(client: EngineClient, count: int, grammar: GrammarSpec | None) -> None:
+    """A few short requests, then an empty cache: first calls set up libraries, and compile the grammar."""
     params = SamplingParams(temperature=0.0, max_new_tokens=2, ignore_eos=True)
     for i in range(count):
-        async for _ in client.stream(AddRequest(rid=f"warm-{i}", token_ids=[1] * 8, params=params)):
-            pass
+        request = AddRequest(rid=f"warm-{i}", token_ids=[1] * 8, params=params, grammar=grammar)
+        async for out in client.stream(request):
+            _raise_if_aborted(out)
     await client.flush_cache()
 
 
@@ -133,16 +146,18 @@ async def run_all(
     from tqdm import tqdm  # type: ignore[import-untyped]
 
     params = SamplingParams(temperature=0.0, max_new_tokens=options.output_len, ignore_eos=True)
+    grammar = grammar_of(options)
     lines = [Timeline() for _ in prompts]
     with tqdm(total=len(prompts) * options.output_len, unit="tok", disable=options.json or None) as bar:
         start = time.perf_counter()
 
         async def one(index: int) -> None:
-            request = AddRequest(rid=f"bench-{index}", token_ids=prompts[index], params=params)
+            request = AddRequest(
+                rid=f"bench-{index}", token_ids=prompts[index], params=params, grammar=grammar
+            )
             async with aclosing(client.stream(request)) as outputs:
                 async for out in outputs:
-                    if out.finish is not None and out.finish.kind == "abort":
-                        raise RequestError(out.finish.message or "aborted", code=out.finish.code or "aborted")
+                    _raise_if_aborted(out)
                     if out.token_ids:
                         _note(lines[index], time.perf_counter() - start, len(out.token_ids))
                         bar.update(len(out.token_ids))
@@ -151,9 +166,14 @@ async def run_all(
         return lines, time.perf_counter() - start
 
 
+def _raise_if_aborted(out: TokensOut) -> None:
+    if out.finish is not None and out.finish.kind == "abort":
+        raise RequestError(out.finish.message or "aborted", code=out.finish.code or "aborted")
+
+
 def counted(before: Stats, after: Stats) -> dict[str, Number]:
     """What the engine's own counters say: hardware-independent."""
-    names = ("steps", "prompt_tokens", "cached_tokens", "computed_tokens", "retractions")
+    names = ("steps", "prompt_tokens", "cached_tokens", "computed_tokens", "retractions", "forced_tokens")
     found: dict[str, Number] = {name: _grew(before, after, name) for name in names}
     return found | {"output_tokens": _grew(before, after, "generated_tokens")}
 
