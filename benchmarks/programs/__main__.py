@@ -66,7 +66,14 @@ def main(words: list[str]) -> int:
                 results[label].append(measure(shape, engine, options.rows))
                 print("  " + results[label][-1].line(), flush=True)
     summary(results)
-    return 0
+    differing = [
+        runs[0].shape
+        for runs in zip(*results.values(), strict=True)
+        if len({(run.prompt_tokens, run.right) for run in runs}) > 1
+    ]
+    if differing:
+        print(f"the cache or the order changed what was said: {', '.join(differing)}", file=sys.stderr)
+    return 1 if differing else 0
 
 
 def summary(results: dict[str, list[Measured]]) -> None:
