@@ -11,6 +11,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+from tests.pure.grammar.cases import keyword_table
 from tools.check.source import Source, read_sources
 from trunkline.cli import main as program
 from trunkline.config.compat import capability_table_markdown
@@ -66,12 +67,21 @@ def help_of(words: list[str]) -> str:
     return said.getvalue().strip()
 
 
+def with_section(name: str, section: str, text: str) -> str:
+    """A page that is written by hand but for one section, between two comments."""
+    begin, end = f"<!-- {section}: made by `make docs` -->\n", f"<!-- end of {section} -->\n"
+    page = (ROOT / "docs" / name).read_text()
+    before, after = page.split(begin)[0], page.split(end)[1]
+    return f"{before}{begin}{text}{end}{after}"
+
+
 def pages() -> Mapping[str, str]:
     """Path below docs/ and text of each generated page."""
     return {
         "modules.md": module_map(read_sources(ROOT)),
         "capabilities.md": capability_table_markdown(),
         "cli.md": command_reference(),
+        "structured-output.md": with_section("structured-output.md", "keywords", keyword_table()),
     }
 
 

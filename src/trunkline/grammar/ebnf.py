@@ -1,7 +1,7 @@
 """Context-free grammars in the EBNF that xgrammar and llama.cpp read: `root ::= "a" [0-9]+ | rule?`.
 
-A grammar without recursion is one regular language, and becomes one terminal. With recursion every terminal is
-a single character, because longer ones, matched longest first, would cut a text where the grammar does not.
+A grammar without recursion is one regular language, and becomes one terminal. With recursion every terminal
+is a single character: longer ones, matched longest first, would cut a text where the grammar does not.
 """
 
 from __future__ import annotations

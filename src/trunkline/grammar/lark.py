@@ -16,7 +16,8 @@ class LarkGrammar:
     """Collects definitions; equal terminals are written once."""
 
     def __init__(self) -> None:
-        self._lines: list[str] = []
+        # Masks hold every token that may come next, also where the text is forced.
+        self._lines: list[str] = ['%llguidance {"no_forcing": true}']
         self._terminals: dict[Node, str] = {}
         self._size = 0
         self._rules = 0
