@@ -6,10 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tests.sim.grammar import ToyCompiler
+from tests.sim.integers import EOS_IDS
 from trunkline.cache import PrefixCache
 from trunkline.config.model_spec import load_model_spec
-from trunkline.config.schema import CacheConfig, EngineConfig, ModelConfig, SchedulerConfig
+from trunkline.config.schema import CacheConfig, EngineConfig, GrammarConfig, ModelConfig, SchedulerConfig
 from trunkline.engine.core import EngineCore
+from trunkline.engine.guidance import Guidance
 from trunkline.messages import AddRequest, Outputs
 from trunkline.scheduler.plan import Admit, RowStep, StepPlan
 from trunkline.scheduler.scheduler import Scheduler
@@ -30,13 +33,20 @@ class Result:
 
 
 def engine_config(
-    path: Path, *, page_size: int = 16, num_pages: int = 64, prefix_cache: bool = True, **scheduler: object
+    path: Path,
+    *,
+    page_size: int = 16,
+    num_pages: int = 64,
+    prefix_cache: bool = True,
+    jump_forward: bool = True,
+    **scheduler: object,
 ) -> EngineConfig:
     settings = {"max_running": 8, "max_context": 512, "prefill_wait": prefix_cache, **scheduler}
     return EngineConfig(
         model=ModelConfig(path=str(path)),
         cache=CacheConfig(page_size=page_size, num_pages=num_pages, prefix_cache=prefix_cache),
         scheduler=SchedulerConfig(**settings),  # type: ignore[arg-type]
+        grammar=GrammarConfig(jump_forward=jump_forward),
     )
 
 
@@ -48,11 +58,19 @@ def make_worker(config: EngineConfig) -> ModelWorker:
 
 
 def make_core(config: EngineConfig, worker: ModelWorker | None = None) -> EngineCore:
+    """Its grammars are those of `tests.sim.grammar`; their outputs end with EOS_IDS of there."""
     worker = worker or make_worker(config)
     cache = PrefixCache(config.cache.num_pages, config.cache.page_size, config.cache.prefix_cache)
     spec = worker.spec
-    scheduler = Scheduler(config.scheduler, cache, spec.eos_token_ids, spec.vocab_size)
-    return EngineCore(scheduler, worker, config.scheduler.depth)
+    scheduler = Scheduler(
+        config.scheduler,
+        cache,
+        (*spec.eos_token_ids, *EOS_IDS),
+        spec.vocab_size,
+        jump_forward=config.grammar.jump_forward,
+    )
+    guidance = Guidance(ToyCompiler(), EOS_IDS, spec.vocab_size)
+    return EngineCore(scheduler, worker, config.scheduler.depth, guidance)
 
 
 def run(core: EngineCore, requests: Sequence[AddRequest], gap: int = 0) -> dict[str, Result]:

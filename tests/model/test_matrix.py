@@ -11,6 +11,7 @@ from itertools import combinations, product
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -19,8 +20,10 @@ from tests.model.engine import Result, engine_config, make_core, run
 from trunkline.config.compat import FEATURES
 from trunkline.config.schema import EngineConfig
 from trunkline.kernels.ops import Kernels
+from trunkline.layers.sampler import TokenMasks
 from trunkline.messages import AddRequest
-from trunkline.types import LogprobParams, SamplingParams
+from trunkline.scheduler.plan import TokensAt
+from trunkline.types import GrammarSpec, LogprobParams, SamplingParams, Thinking
 from trunkline.worker.rows import Rows
 
 AXES: Mapping[str, tuple[Any, ...]] = {f.axis: f.values for f in FEATURES if f.axis}
@@ -52,7 +55,7 @@ def _covered(case: Case) -> set[Any]:
 
 def configure(folder: Path, case: Case) -> EngineConfig:
     """`tight` pools hold one longest request and little more, so that requests are preempted."""
-    case = {"mix": "always", "policy": "fcfs", "pool": "ample", **case}
+    case = {"mix": "always", "policy": "fcfs", "pool": "ample", "jump_forward": False, **case}
     tokens = CONTEXT + 40 if case["pool"] == "tight" else 8 * CONTEXT
     return engine_config(
         folder,
@@ -63,6 +66,7 @@ def configure(folder: Path, case: Case) -> EngineConfig:
         depth=case["depth"],
         mix=case["mix"],
         policy=case["policy"],
+        jump_forward=case["jump_forward"],
         max_running=6,
         max_context=CONTEXT,
         conservativeness=0.1,  # admit many, so that a tight pool has to preempt
@@ -70,7 +74,8 @@ def configure(folder: Path, case: Case) -> EngineConfig:
 
 
 def requests() -> list[AddRequest]:
-    """Shared and unshared prompts; greedy, sampled, filtered and penalized; with and without logprobs."""
+    """Shared and unshared prompts; greedy, sampled, filtered and penalized; with and without logprobs,
+    grammars and reasoning."""
     generator = torch.Generator().manual_seed(4)
     trunk = torch.randint(3, 307, (70,), generator=generator).tolist()
     own = [torch.randint(3, 307, (n,), generator=generator).tolist() for n in (9, 1, 23, 40, 5, 2, 31, 64)]
@@ -93,6 +98,31 @@ def requests() -> list[AddRequest]:
                 token_ids=trunk[: 70 - 9 * (i % 3)] + tail if i != 3 else tail,
                 params=SamplingParams(max_new_tokens=30, sampling_seed=i, **kind),  # type: ignore[arg-type]
                 logprobs=logprobs if i % 2 == 0 else None,
+            )
+        )
+    for i, (source, thinking) in enumerate(
+        (
+            ("a", None),
+            ("b", None),
+            ("c", Thinking((5,), 4)),
+            ("d", Thinking((5, 6), 9)),
+            (None, Thinking((5,), 2)),
+        )
+    ):
+        kind = kinds[i] if i < 4 else kinds[0]
+        built.append(
+            AddRequest(
+                rid=f"g{i}",
+                token_ids=trunk[: 61 - i] + own[i],
+                params=SamplingParams(
+                    max_new_tokens=30,
+                    sampling_seed=i,
+                    min_new_tokens=6 * (i % 2),
+                    **kind,  # type: ignore[arg-type]
+                ),
+                logprobs=LogprobParams(top_n=1) if i == 3 else None,
+                grammar=None if source is None else GrammarSpec("regex", source),
+                thinking=thinking,
             )
         )
     return built
@@ -130,6 +160,7 @@ def test_the_matrix_exercises_what_it_claims(checkpoints: Checkpoints) -> None:
     tight = {**PLAIN, "batch": "together", "pool": "tight", "step_tokens": 24}
     assert outcome(folder, tight)[1]["retractions"] > 0
     assert outcome(folder, {**PLAIN, "prefix_cache": True})[1]["cached_tokens"] > 100
+    assert outcome(folder, {**PLAIN, "jump_forward": True})[1]["forced_tokens"] > 5
 
 
 def stale_pages(patch: pytest.MonkeyPatch, kernels: Kernels) -> None:
@@ -163,7 +194,34 @@ def late_positions(patch: pytest.MonkeyPatch, kernels: Kernels) -> None:
     )
 
 
-@pytest.mark.parametrize("bug", [stale_pages, batch_dependent_product, seed_of_the_step, late_positions])
+def forced_tokens_forgotten(patch: pytest.MonkeyPatch, kernels: Kernels) -> None:
+    """The worker does not put the last forced token into the row."""
+    right = Rows.append
+    patch.setattr(Rows, "append", lambda self, entry: right(self, _shorter(entry)))
+
+
+def _shorter(entry: TokensAt) -> TokensAt:
+    return TokensAt(entry.row, entry.start, entry.token_ids[:-1])
+
+
+def masks_of_the_neighbor(patch: pytest.MonkeyPatch, kernels: Kernels) -> None:
+    """A row gets the mask of the row before."""
+    patch.setattr(
+        "trunkline.worker.runner.TokenMasks", lambda at, words: TokenMasks(at, np.roll(words, 1, axis=0))
+    )
+
+
+BUGS = [
+    stale_pages,
+    batch_dependent_product,
+    seed_of_the_step,
+    late_positions,
+    forced_tokens_forgotten,
+    masks_of_the_neighbor,
+]
+
+
+@pytest.mark.parametrize("bug", BUGS)
 def test_planted_bugs_are_caught(
     bug: Any,
     kernel_set: Kernels,

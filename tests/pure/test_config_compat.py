@@ -75,6 +75,7 @@ def test_the_matrix_covers_every_pair_in_few_rows() -> None:
         "depth",
         "batch",
         "pool",
+        "jump_forward",
         "policy",
     }
     rows = pairwise(axes)
