@@ -71,7 +71,7 @@ struct Share {
 
     // Rows [row, row + rows) times one slab.
     void region(long row, long rows, long slab) const {
-        float c[ROW_BLOCK * SLAB * PANEL];
+        alignas(LINE) float c[ROW_BLOCK * SLAB * PANEL];
         const long k = padded_k(args.k, args.format), groups = scale_groups(args.k, args.format);
         const long first = slab * SLAB, width = slab_width(first, num_panels(args.n, args.gated));
         const char* w = (const char*)args.panels + first * panel_bytes(args.k, args.format);

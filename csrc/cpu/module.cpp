@@ -1,77 +1,15 @@
 // The Python module: checks arguments, releases the interpreter's lock, calls the operation.
-#include "args.h"
-#include "memory.h"
-#include "tensor.h"
+#include "arguments.h"
+#include "layers.h"
 
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
-#include <cstdlib>
-#include <memory>
 #include <vector>
 
 namespace trunkline {
 
 namespace {
-
-// Working memory of the calling thread: grows to what the largest call needed, and stays.
-char* scratch(long bytes) {
-    struct Free {
-        void operator()(char* p) const { std::free(p); }
-    };
-    thread_local std::unique_ptr<char, Free> held;
-    thread_local long size = 0;
-    if (bytes > size) {
-        held.reset();
-        size = (bytes + 4095) / 4096 * 4096;
-        held.reset(static_cast<char*>(std::aligned_alloc(4096, size)));
-        if (!held) {
-            size = 0;
-            throw std::bad_alloc();
-        }
-    }
-    return held.get();
-}
-
-std::string number(long value) { return std::to_string(value); }
-
-int team(int threads) {
-    if (threads < 1 || threads > 4096) refuse("threads is " + number(threads) + "; 1 to 4096 is expected");
-    return threads;
-}
-
-// Indices as int64 in scratch memory, after checking that all lie in [0, limit).
-const int64_t* indices(const Tensor& given, long limit) {
-    EXPECT(given, given.dims == 1 && given.dense() && (given.type == Type::int32 || given.type == Type::int64),
-                  "a dense vector of int32 or int64");
-    auto* to = reinterpret_cast<int64_t*>(scratch(given.size[0] * 8 + 8));
-    for (long i = 0; i < given.size[0]; i++) {
-        to[i] = given.type == Type::int32 ? reinterpret_cast<int32_t*>(given.data)[i]
-                                          : reinterpret_cast<int64_t*>(given.data)[i];
-        if (to[i] < 0 || to[i] >= limit)
-            throw nb::index_error(("index " + number(to[i]) + " at " + number(i) + " is not in [0, " + number(limit) +
-                                   ")").c_str());
-    }
-    return to;
-}
-
-// How weights of `bits` (0: numbers as they are) and `group` inputs to a scale are stored in `panels`.
-Format format_of(const char* operation, const Tensor& panels, int bits, long group) {
-    if (bits == 0) {
-        panels.floats();
-        return {panels.bf16() ? Store::bfloat16 : Store::float32, 0};
-    }
-    if (bits != 8 && bits != 4) refuse(std::string(operation) + ": weights of " + number(bits) + " bits; 4 or 8 is expected");
-    if (bits == 4 && (group < 8 || group % 8))
-        refuse(std::string(operation) + ": groups of " + number(group) + " inputs; a multiple of 8 is expected");
-    EXPECT(panels, panels.type == Type::uint8, "uint8");
-    return {bits == 8 ? Store::int8 : Store::int4, bits == 8 ? 0 : group};
-}
-
-void expect_packed(const Tensor& panels, long n, long k, bool gated, const Format& format) {
-    const long size = packed_bytes(n, k, gated, format) / panels.element();
-    EXPECT(panels, panels.dims == 1 && panels.dense() && panels.size[0] == size, "[" + number(size) + "]");
-}
 
 void pack_weights(nb::list weights, bool gated, int bits, long group, nb::handle panels_object, int threads) {
     Tensor panels("pack", "panels", panels_object);
@@ -357,5 +295,6 @@ NB_MODULE(native, m) {
     m.def("packed_embedding", call_packed_embedding);
     m.def("store_kv", call_store_kv);
     m.def("check_plan", check_plan);
+    bind_layers(m);
     m.def("attention", call_attention);
 }

@@ -11,7 +11,6 @@ namespace trunkline {
 namespace TRUNKLINE_ISA {
 
 constexpr float NOT_A_NUMBER = __builtin_nanf("");
-constexpr int32_t INFINITE_BITS = 0x7f800000;
 
 // Nearest whole numbers, ties to even, of -2^22..2^22.
 INLINE VI round_to_int(VF v) {
@@ -19,42 +18,7 @@ INLINE VI round_to_int(VF v) {
     return (VI)(v + splat(magic)) - (VI)splat(magic);
 }
 
-// The number of the largest magnitude among n, with its sign; of equals the first. NaN if one is not finite.
-template <class T>
-INLINE float extreme(const T* x, long n) {
-    VI most = {};
-    long i = 0;
-    for (; i + W <= n; i += W) {
-        VI magnitude = (VI)load(x + i) & 0x7fffffff;
-        most = magnitude > most ? magnitude : most;
-    }
-    int32_t bits = 0;
-    for (int lane = 0; lane < W; lane++) bits = most[lane] > bits ? most[lane] : bits;
-    for (; i < n; i++) {
-        float v = widen(x[i]);
-        int32_t magnitude;
-        __builtin_memcpy(&magnitude, &v, 4);
-        magnitude &= 0x7fffffff;
-        bits = magnitude > bits ? magnitude : bits;
-    }
-    if (bits >= INFINITE_BITS) return NOT_A_NUMBER;
-    float magnitude;
-    __builtin_memcpy(&magnitude, &bits, 4);
-    for (i = 0; i < n; i++)
-        if (widen(x[i]) == magnitude || widen(x[i]) == -magnitude) return widen(x[i]);
-    return 0;
-}
-
 INLINE float magnitude_of(float v) { return v < 0 ? -v : v; }
-
-// The lanes' low bytes, each four `step` bytes on from the last, `count` (a multiple of 4) of them.
-INLINE void put_bytes(VI whole, uint8_t* to, long step, long count) {
-    typedef uint8_t VB __attribute__((vector_size(W)));
-    uint8_t bytes[W];
-    VB narrow = __builtin_convertvector(whole, VB);
-    __builtin_memcpy(bytes, &narrow, W);
-    for (long i = 0; i < W && i < count; i += 4) __builtin_memcpy(to + i / 4 * step, bytes + i, 4);
-}
 
 // W inputs of a row of n, zeros beyond it.
 template <class T>
@@ -65,10 +29,40 @@ INLINE VF load_some(const T* from, long n) {
     return load(values);
 }
 
+// The largest magnitude among n. NaN if one is not finite.
+template <class T>
+INLINE float largest_magnitude(const T* x, long n) {
+    VF most = {}, zeros = {};
+    for (long i = 0; i < n; i += W) {
+        VF v = load_some(x + i, n - i);
+        zeros += v * 0.0f;  // NaN for what is not finite
+        most = larger((VF)((VI)v & 0x7fffffff), most);
+    }
+    return sum(zeros) == 0 ? largest(most) : NOT_A_NUMBER;
+}
+
+// The number of the largest magnitude, with its sign; of equals the first. NaN if one is not finite.
+template <class T>
+INLINE float extreme(const T* x, long n) {
+    const float most = largest_magnitude(x, n);
+    for (long i = 0; i < n; i++)
+        if (magnitude_of(widen(x[i])) == most) return widen(x[i]);
+    return most;
+}
+
+// The lanes' low bytes, each four `step` bytes on from the last, `count` (a multiple of 4) of them.
+INLINE void put_bytes(VI whole, uint8_t* to, long step, long count) {
+    typedef uint8_t VB __attribute__((vector_size(W)));
+    uint8_t bytes[W];
+    VB narrow = __builtin_convertvector(whole, VB);
+    __builtin_memcpy(bytes, &narrow, W);
+    for (long i = 0; i < W && i < count; i += 4) __builtin_memcpy(to + i / 4 * step, bytes + i, 4);
+}
+
 // n inputs of one row (zeros up to `padded`, a multiple of 4) to bytes, `offset` higher. Returns the scale.
 template <class T>
 INLINE float to_bytes(const T* from, long n, long padded, int offset, uint8_t* to, long step, int32_t* sum) {
-    const float most = magnitude_of(extreme(from, n));
+    const float most = largest_magnitude(from, n);
     const VF factor = splat(most > 0 ? 127.0f / most : 0.0f);
     VI total = {};
     for (long i = 0; i < padded; i += W) {

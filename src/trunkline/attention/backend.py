@@ -36,6 +36,11 @@ class AttentionBackend(Protocol):
         """Store kv [T, 2, K, D] of the step's tokens, then attend q [T, H, D] over the paged KV."""
         ...
 
+    def whole(self, metadata: Any) -> tuple[Tensor, Tensor, Sequence[Any]] | None:
+        """What a kernel set needs to run all layers in one call: slots [T], the pool of all layers and a plan
+        for each; None where storing or attending is more than the ops."""
+        ...
+
 
 class KVPool:
     """Keys and values of all layers, allocated once: [layers, num_slots + 1, 2, K, D].
@@ -72,6 +77,12 @@ class PagedBackend:
             for window in set(self.layer_windows)
         }
         return batch.slot_mapping, plans
+
+    def whole(
+        self, metadata: tuple[Tensor, dict[int | None, Any]]
+    ) -> tuple[Tensor, Tensor, Sequence[Any]] | None:
+        slots, plans = metadata
+        return slots, self.pool.data, [plans[window] for window in self.layer_windows]
 
     def run(
         self, metadata: tuple[Tensor, dict[int | None, Any]], layer: int, q: Tensor, kv: Tensor

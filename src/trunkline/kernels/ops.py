@@ -46,6 +46,27 @@ class PackedLinear:
 
 
 @dataclass(frozen=True)
+class LayerWeights:
+    """A dense decoder layer as data, for a kernel set that runs layers whole."""
+
+    input_norm: Tensor  # [hidden], as `mlp_norm`
+    mlp_norm: Tensor
+    qkv: PackedLinear
+    head_gain: Tensor | None  # [H + K, D]: of an RMS norm of each query and key head
+    output: PackedLinear
+    gate_up: PackedLinear
+    down: PackedLinear
+
+
+class LayerStack(Protocol):
+    def __call__(self, x: Tensor, rope: Tensor, slots: Tensor, pool: Tensor, plans: Sequence[Any]) -> Tensor:
+        """Run all layers on x [T, hidden], which is used up, as the ops would one by one, to the bit.
+
+        `pool` [layers, num_slots + 1, 2, K, D] of x's dtype; `plans`: one for each layer."""
+        ...
+
+
+@dataclass(frozen=True)
 class PagedShape:
     """What attention must know about the KV pool and the heads, fixed for an engine's life."""
 
@@ -119,6 +140,12 @@ class Kernels(Protocol):
     def store_kv(self, pool: Tensor, slots: Tensor, kv: Tensor) -> None:
         """Write kv [T, 2, K, D] to `slots` [T] int64 of one layer's pool [num_slots + 1, 2, K, D], in the
         pool's dtype."""
+        ...
+
+    def layer_stack(
+        self, layers: Sequence[LayerWeights], heads: int, kv_heads: int, eps: float
+    ) -> LayerStack | None:
+        """All layers as one call, if this kernel set has that."""
         ...
 
     def plan_attention(

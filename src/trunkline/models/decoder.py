@@ -14,7 +14,7 @@ from torch import Tensor
 
 from trunkline.attention.backend import AttentionBackend
 from trunkline.config.model_spec import ModelSpec
-from trunkline.kernels.ops import Kernels, Quantization
+from trunkline.kernels.ops import Kernels, LayerStack, LayerWeights, Quantization
 from trunkline.layers.embedding import Embedding, OutputHead
 from trunkline.layers.linear import GatedLinear, Linear
 from trunkline.layers.norm import RMSNorm
@@ -81,6 +81,18 @@ class DecoderLayer:
         x = self.attention(self.input_norm(x), x, layer, rope, attend)
         return self.mlp(self.mlp_norm(x), x)
 
+    def weights(self) -> LayerWeights:
+        """The same as data."""
+        return LayerWeights(
+            self.input_norm.weight,
+            self.mlp_norm.weight,
+            self.attention.qkv.packed,
+            self.attention.head_gain,
+            self.attention.output.packed,
+            self.mlp.gate_up.packed,
+            self.mlp.down.packed,
+        )
+
 
 class DecoderModel:
     """Embedding, layers, final norm, output head."""
@@ -92,17 +104,22 @@ class DecoderModel:
         norm: RMSNorm,
         head: OutputHead,
         rope: RopeTable,
+        stack: LayerStack | None,
     ) -> None:
         self.embedding = embedding
         self.layers = layers
         self.norm = norm
         self.head = head
         self.rope = rope
+        self.stack = stack  # the same layers, as one call
 
     def forward(self, batch: Batch, backend: AttentionBackend, metadata: Any) -> Tensor:
         """Hidden states [T, hidden] after the last layer, before the final norm."""
         x = self.embedding(batch.token_ids)
         rope = self.rope(batch.positions)
+        whole = backend.whole(metadata)
+        if self.stack is not None and whole is not None and whole[1].dtype == x.dtype:
+            return self.stack(x, rope, *whole)
 
         def attend(layer: int, q: Tensor, kv: Tensor) -> Tensor:
             return backend.run(metadata, layer, q, kv)
@@ -196,4 +213,6 @@ def load_decoder(
         checkpoint.release()
     norm = load.norm("model.norm", spec.hidden_size, spec.rms_norm_eps)
     checkpoint.finish()
-    return DecoderModel(embedding, layers, norm, head, RopeTable(spec, max_context, device))
+    weights = [layer.weights() for layer in layers]
+    stack = kernels.layer_stack(weights, spec.num_heads, spec.num_kv_heads, spec.rms_norm_eps)
+    return DecoderModel(embedding, layers, norm, head, RopeTable(spec, max_context, device), stack)

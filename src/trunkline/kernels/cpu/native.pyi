@@ -1,12 +1,14 @@
 """The C++ module (csrc/cpu/module.cpp). Raises ValueError with the numbers for what does not fit."""
 
+from typing import Any
+
 from torch import Tensor
 
 def isas() -> list[str]: ...
 def isa() -> str: ...
 def select_isa(name: str) -> None: ...
 
-# `bits` 0: float32 or bfloat16, as the panels; 8 or 4: whole numbers in panels of uint8, `group` inputs to a scale.
+# `bits` 0: float32 or bfloat16, as the panels; 8 or 4: whole numbers, panels of uint8, `group` inputs to a scale.
 def packed_bytes(n: int, k: int, itemsize: int, bits: int, group: int, gated: bool) -> int: ...
 def pack(weights: list[Tensor], gated: bool, bits: int, group: int, panels: Tensor, threads: int) -> None: ...
 def linear(
@@ -40,6 +42,26 @@ def packed_embedding(
     token_ids: Tensor, panels: Tensor, bits: int, group: int, k: int, n: int, out: Tensor, threads: int
 ) -> None: ...
 def store_kv(pool: Tensor, slots: Tensor, kv: Tensor, threads: int) -> None: ...
+
+class LayerStack:
+    def __init__(
+        self, layers: list[Any], hidden: int, heads: int, kv_heads: int, dim: int, bf16: bool, eps: float
+    ) -> None: ...
+    def run(
+        self,
+        x: Tensor,
+        table: Tensor,
+        slots: Tensor,
+        pool: Tensor,
+        q_start: Tensor,
+        seq_lens: Tensor,
+        page_table: Tensor,
+        windows: list[int],
+        page_size: int,
+        num_slots: int,
+        threads: int,
+    ) -> None: ...
+
 def check_plan(
     q_start: Tensor, seq_lens: Tensor, page_table: Tensor, page_size: int, num_slots: int
 ) -> None: ...

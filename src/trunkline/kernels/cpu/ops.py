@@ -13,7 +13,7 @@ from torch import Tensor
 
 from trunkline.kernels.cpu import native
 from trunkline.kernels.cpu.native import isa, isas, select_isa
-from trunkline.kernels.ops import PackedLinear, PagedShape, Quantization
+from trunkline.kernels.ops import LayerStack, LayerWeights, PackedLinear, PagedShape, Quantization
 
 __all__ = [
     "attention",
@@ -22,6 +22,7 @@ __all__ = [
     "gated_linear",
     "isa",
     "isas",
+    "layer_stack",
     "linear",
     "pack_gated",
     "pack_linear",
@@ -161,6 +162,39 @@ def embedding(token_ids: Tensor, table: Tensor | HeadTable) -> Tensor:
 
 def store_kv(pool: Tensor, slots: Tensor, kv: Tensor) -> None:
     native.store_kv(pool, slots, kv.to(pool.dtype), torch.get_num_threads())
+
+
+class _Stack:
+    """`LayerStack` in one native call."""
+
+    def __init__(self, layers: Sequence[LayerWeights], heads: int, kv_heads: int, eps: float) -> None:
+        hidden, first = len(layers[0].input_norm), layers[0]
+        dim = first.qkv.out_features // (heads + 2 * kv_heads)
+        bf16 = first.input_norm.dtype == torch.bfloat16
+        self._native = native.LayerStack(list(layers), hidden, heads, kv_heads, dim, bf16, eps)
+
+    def __call__(
+        self, x: Tensor, rope: Tensor, slots: Tensor, pool: Tensor, plans: Sequence[AttentionPlan]
+    ) -> Tensor:
+        plan = plans[0]
+        self._native.run(
+            x,
+            rope,
+            slots,
+            pool,
+            plan.q_start,
+            plan.seq_lens,
+            plan.page_table,
+            [p.window for p in plans],
+            plan.shape.page_size,
+            plan.shape.num_slots,
+            torch.get_num_threads(),
+        )
+        return x
+
+
+def layer_stack(layers: Sequence[LayerWeights], heads: int, kv_heads: int, eps: float) -> LayerStack | None:
+    return _Stack(layers, heads, kv_heads, eps)
 
 
 @dataclass(frozen=True)

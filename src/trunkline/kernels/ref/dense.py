@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from trunkline.kernels.ops import PackedLinear, Quantization
+from trunkline.kernels.ops import LayerWeights, PackedLinear, Quantization
 from trunkline.kernels.ref.quantized import dequantize, quantize_weight, quantized_product
 
 # Rows that oneDNN is told to expect when it chooses the packed layout; results do not depend on it.
@@ -151,6 +151,10 @@ def embedding(token_ids: Tensor, table: Tensor | QuantizedTable) -> Tensor:
     if isinstance(table, QuantizedTable):
         return dequantize(table.head, token_ids).to(table.dtype)
     return table.index_select(0, token_ids)
+
+
+def layer_stack(layers: Sequence[LayerWeights], heads: int, kv_heads: int, eps: float) -> None:
+    """Nothing is gained by it here."""
 
 
 def store_kv(pool: Tensor, slots: Tensor, kv: Tensor) -> None:

@@ -1,0 +1,49 @@
+"""All layers in one native call give what the operations give one by one, to the bit."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+import torch
+
+from tests.model.conftest import Checkpoints
+from tests.model.engine import admit, engine_config, make_worker, plan
+from trunkline.kernels.cpu import ops as native
+from trunkline.types import SamplingParams
+
+
+@pytest.mark.parametrize("isa", native.isas())
+@pytest.mark.parametrize("how", ["plain", "int8", "int4"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("family", ["qwen3", "mistral", "llama-linear-bias"])
+def test_the_stack_is_its_layers(
+    isa: str, how: str, dtype: str, family: str, checkpoints: Checkpoints
+) -> None:
+    config = engine_config(checkpoints(family)[0], page_size=8, num_pages=100)
+    config = msgspec.structs.replace(
+        config,
+        model=msgspec.structs.replace(config.model, dtype=dtype, quantization=how),
+        cache=msgspec.structs.replace(config.cache, kv_dtype=dtype),
+    )
+    native.select_isa(isa)
+    try:
+        results = []
+        for whole in (True, False):
+            worker = make_worker(config)
+            assert worker.model.stack is not None
+            if not whole:
+                worker.model.stack = None
+            steps = [worker.forward(plan((0, size, True), admits=admits)) for size, admits in script()]
+            written = worker.pool.data[:, 20 * 8 : 20 * 8 + 143].clone()
+            results.append(([step.logits for step in steps], written))
+    finally:
+        native.select_isa(native.isas()[0])
+    (one, one_kv), (other, other_kv) = results
+    assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+    assert torch.equal(one_kv, other_kv)
+
+
+def script() -> list[tuple[int, list[object]]]:
+    ids = torch.randint(0, 300, (143,), generator=torch.Generator().manual_seed(1)).tolist()
+    first = admit(ids, list(range(20, 40)), params=SamplingParams(temperature=1.0))
+    return [(7, [first]), (1, []), (134, []), (1, [])]
