@@ -10,6 +10,7 @@ from typing import Any
 from trunkline.grammar.numbers import plain_text
 from trunkline.grammar.regex import (
     ANY,
+    EVERYTHING,
     Anchor,
     Both,
     Chars,
@@ -83,7 +84,15 @@ def free_string(low: int, high: int | None) -> Node:
 
 
 def quoted(node: Node) -> Node:
-    """The texts of a language as JSON strings, each character in one spelling: raw where it may be."""
+    """The texts of a language as JSON strings, each character in one spelling: raw where it may be.
+
+    Intersections and complements come to stand outside of the quotes, where llguidance is much faster.
+    """
+    match node:
+        case Both(parts):
+            return both([quoted(part) for part in parts])
+        case Not(inner):
+            return both([quoted(EVERYTHING), negate(quoted(inner))])
     return concat([_QUOTE, _spelled(node), _QUOTE])
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from trunkline.grammar.protocol import GrammarError
 from trunkline.grammar.regex import Both, Chars, Concat, Node, Not, Repeat, Union, is_plain, literal
 
+_VALID = "/(?s:.*)/"
 MAX_TEXT = 4 << 20  # characters of a written grammar
 
 
@@ -95,9 +96,11 @@ def expression(node: Node) -> str:
         case Union(options):
             return f"({' | '.join(sorted(expression(option) for option in options))})"
         case Both(parts_):
-            return f"({' & '.join(sorted(expression(part) for part in parts_))})"
+            kept = sorted(expression(part) for part in parts_ if not isinstance(part, Not))
+            left_out = sorted(f"~{expression(part.node)}" for part in parts_ if isinstance(part, Not))
+            return f"({' & '.join([*(kept or [_VALID]), *left_out])})"
         case Not(inner):  # a complement alone would hold invalid UTF-8
-            return f"(/(?s:.*)/ & ~{expression(inner)})"
+            return f"({_VALID} & ~{expression(inner)})"
         case Repeat(inner, low, high):
             return f"({expression(inner)}){{{low},{'' if high is None else high}}}"
     raise ValueError(f"{node} is no part of a terminal")

@@ -28,6 +28,12 @@ LIMITS = llguidance.LLParserLimits(
 )
 
 
+# Tokens that are plain text of a JSON string, by length: where all of a group may follow, its tokens are not
+# looked at one by one.
+_PLAIN = r'[^"\\\x00-\x1F\x7F]'
+SLICES = (r"[\x20\x0A\x0D\x09]+", *(f"{_PLAIN}{{1,{size}}}" for size in (3, 6, 10, 16, 30)), f"{_PLAIN}+")
+
+
 class _Source:
     """What llguidance's tokenizer wrapper asks for."""
 
@@ -84,7 +90,9 @@ class _Tokens:
         self.eos_ids = frozenset(eos_ids)
         self.words = (vocabulary.num_tokens + 31) // 32
         self.trie = llguidance.LLTokenizer(
-            llguidance.TokenizerWrapper(_Source(vocabulary, eos_ids)), eos_token=list(eos_ids)
+            llguidance.TokenizerWrapper(_Source(vocabulary, eos_ids)),
+            eos_token=list(eos_ids),
+            slices=list(SLICES),
         )
         self.eos_mask = np.zeros(self.words, np.int32)
         for token in eos_ids:

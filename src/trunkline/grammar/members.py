@@ -12,7 +12,6 @@ from trunkline.grammar.document import refuse, too_complex
 from trunkline.grammar.facts import Goal
 from trunkline.grammar.json_text import Layout, constant, quoted
 from trunkline.grammar.lark import LarkGrammar, conjunction, disjunction
-from trunkline.grammar.regex import concat
 from trunkline.grammar.shapes import ObjectShape, Property
 
 MAX_BITS = 48  # properties that a rule's state follows; more come in the order in which they are listed
@@ -37,6 +36,7 @@ class ObjectWriter:
 
     def __init__(self, writer: Writer, shape: ObjectShape) -> None:
         self._writer = writer
+        self._colon = writer.grammar.terminal(writer.layout.after(":"))
         self._shape = shape
         self._classes = [one for one in shape.classes if one.goal in writer.productive]
         self._depends: set[tuple[str, str]] = set()
@@ -96,14 +96,13 @@ class ObjectWriter:
 
     def _member(self, name: str, goal: Goal) -> str:
         writer = self._writer
-        key = concat([constant(name, writer.layout), writer.layout.after(":")])
-        return f"{writer.grammar.terminal(key)} {writer.rule(goal)}"
+        key = writer.grammar.terminal(constant(name, writer.layout))
+        return f"{key} {self._colon} {writer.rule(goal)}"
 
     def _others(self) -> list[str]:
         writer = self._writer
         return [
-            f"{writer.grammar.terminal(concat([quoted(one.names), writer.layout.after(':')]))} "
-            f"{writer.rule(one.goal)}"
+            f"{writer.grammar.terminal(quoted(one.names))} {self._colon} {writer.rule(one.goal)}"
             for one in self._classes
         ]
 
