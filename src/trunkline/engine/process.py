@@ -133,6 +133,8 @@ def serve(config: EngineConfig, channel: Channel, *, own_process: bool = False) 
         log.exception("the engine core failed")
         channel.send(Failed(f"the engine core failed: {error!r}", "core_failed"))
         return False
+    finally:
+        core.guidance.close()
     return True
 
 

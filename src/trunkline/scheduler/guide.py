@@ -17,6 +17,9 @@ class Guide:
     """Follows the known output tokens of a request: takes each exactly once, in order. So it survives a
     preemption, after which a request starts from the same known tokens.
 
+    Where the grammar leaves one text, the tokens that the tokenizer makes of it are dictated, although others
+    would spell it too. So outputs do not depend on whether dictated tokens are sampled or appended.
+
     `matcher` None: nothing but a bound on reasoning. While reasoning lasts everything is allowed, except to
     end the output before the grammar was met.
     """
@@ -29,6 +32,7 @@ class Guide:
         self._thinking = thinking
         self._thought = 0  # tokens of reasoning so far
         self._end_seen = 0  # how much of `thinking.end_ids` the output ends with
+        self._dictated: list[int] | None = None  # what comes next; None: not asked yet
 
     def follow(self, token_ids: Iterable[int]) -> FinishReason | None:
         """Take known tokens. Returns why the request must end, if it must."""
@@ -36,11 +40,17 @@ class Guide:
             for token_id in token_ids:
                 if self._thinking is not None:
                     self._think(self._thinking, token_id)
-                elif self._matcher is not None and not self._matcher.accept(token_id):
-                    raise RuntimeError(f"token {token_id} is not what the mask allowed")
+                elif self._matcher is not None:
+                    self._accept(self._matcher, token_id)
         except Exception as error:
             return failure(error)
         return None
+
+    def _accept(self, matcher: Matcher, token_id: int) -> None:
+        if not matcher.accept(token_id):
+            raise RuntimeError(f"token {token_id} is not what the mask allowed")
+        rest = self._dictated[1:] if self._dictated and self._dictated[0] == token_id else []
+        self._dictated = rest or None
 
     def _think(self, thinking: Thinking, token_id: int) -> None:
         self._thought += 1
@@ -56,17 +66,21 @@ class Guide:
         says why."""
         if self._thinking is not None or self._matcher is None:
             return []
-        try:
-            return self._matcher.forced()
-        except Exception:
-            log.debug("no forced tokens", exc_info=True)
-            return []
+        if self._dictated is None:
+            try:
+                self._dictated = self._matcher.forced()
+            except Exception:
+                log.debug("no forced tokens", exc_info=True)
+                self._dictated = []
+        return self._dictated
 
     def fill_mask(self, row: MaskRow, banned: Collection[int]) -> None:
         """Overwrite `row` (`plan.Masks`) with what may come next. `banned` tokens are left out, unless the
         grammar allows nothing else. Raises what the matcher raises."""
         if self._thinking is not None:
             self._fill_thinking(row, self._thinking)
+        elif forced := self.forced():
+            _only(row, forced[0])
         elif self._matcher is not None:
             self._matcher.fill_mask(row)
         else:
@@ -78,12 +92,15 @@ class Guide:
 
     def _fill_thinking(self, row: MaskRow, thinking: Thinking) -> None:
         if thinking.max_tokens is not None and self._thought >= thinking.max_tokens:
-            end = thinking.end_ids[self._end_seen]
-            row.fill(0)
-            row.view(np.uint32)[end >> 5] = 1 << (end & 31)
+            _only(row, thinking.end_ids[self._end_seen])
         else:
             row.fill(-1)
             row[:] = _without(row, self._eos_ids)
+
+
+def _only(row: MaskRow, token_id: int) -> None:
+    row.fill(0)
+    row.view(np.uint32)[token_id >> 5] = 1 << (token_id & 31)
 
 
 def _without(row: MaskRow, token_ids: Iterable[int]) -> MaskRow:
