@@ -148,7 +148,7 @@ def _array(
     if not contains:
         return [ArrayShape(prefix, rest, low, high)]
     if len(contains) > 1 or prefix:
-        refuse(contains[0].pointer, "contains beside another one, or beside prefixItems,")
+        refuse(contains[0].pointer, "contains beside another one or beside prefixItems")
     return [_containing(sets, rest, low, high, contains[0])]
 
 
@@ -190,7 +190,7 @@ def _distinct(
     values = None if prefix or contains else sets.finite(rest, MAX_DISTINCT)
     if values is None:
         refuse(
-            pointer, f"uniqueItems over more than {MAX_DISTINCT} values, or beside prefixItems or contains,"
+            pointer, f"uniqueItems over more than {MAX_DISTINCT} values, or beside prefixItems or contains"
         )
     if low > len(values):
         return []

@@ -78,7 +78,7 @@ class ObjectWriter:
         """The option for these objects, braces and all."""
         grammar = self._writer.grammar
         if self._classes and self._low > 1:
-            refuse(self._shape.pointer, "minProperties over properties whose names may be equal")
+            refuse(self._shape.pointer, "minProperties counts properties whose names may be equal")
         if max(self._low, self._high or 0) > MAX_EXTRA:
             too_complex(self._shape.pointer, f"counts over {MAX_EXTRA} properties")
         if self._depends and self._high is not None:

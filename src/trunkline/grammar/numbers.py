@@ -130,10 +130,7 @@ class NumberRange:
         return union([positive, concat([literal("-"), negative])])
 
     def _decimals(self) -> Node:
-        bounds = [abs(bound) for bound in (self.low, self.high) if bound is not None]
-        whole = max((len(str(int(bound))) for bound in bounds), default=1)
-        size = max(1, DOUBLE_DIGITS - whole)
-        short = concat([_NATURAL, repeat(concat([_POINT, repeat(DIGIT, 1, size)]), 0, 1)])
+        short = union([_NATURAL, *(_with_point(size) for size in range(1, DOUBLE_DIGITS))])
         sides = []
         if self.high is None or self.high >= 0:
             low = (self.low, self.low_open) if self.low is not None and self.low >= 0 else None
@@ -173,6 +170,12 @@ class NumberRange:
 
     def _has_kind(self, value: Decimal) -> bool:
         return self.integral if value == value.to_integral_value() else self.fractional
+
+
+def _with_point(size: int) -> Node:
+    """`size` digits before the point, and as many after it as a double can tell apart."""
+    whole = DIGIT if size == 1 else concat([chars(("1", "9")), repeat(DIGIT, size - 1, size - 1)])
+    return concat([whole, _POINT, repeat(DIGIT, 1, DOUBLE_DIGITS - size)])
 
 
 def spellings(value: Decimal) -> Node:

@@ -163,7 +163,7 @@ class _Writer:
             last = index == len(found) - 1
             place = f"{pointer}/elements/{index}"
             if not last and _is_open(one):
-                _refuse(place, "text without an end of its own, followed by something else,")
+                _refuse(place, "text without an end of its own, followed by something else")
             written.append(self.element(one, place, end if last else "", depth + 1))
         return " ".join(written)
 
