@@ -132,10 +132,20 @@ struct DequantizeArgs {
     bool out_bf16;
 };
 
+// Reads `data` so often, or multiplies numbers of one kind that stay in the first cache.
+struct ProbeArgs {
+    const char* data;  // null: multiply
+    long bytes;
+    Store store;
+    long repeats;
+    int threads;
+};
+
 struct Operations {
     const char* name;
     bool (*quantize)(const QuantizeArgs&);  // false: a weight is not finite, or too large
     void (*dequantize)(const DequantizeArgs&);
+    double (*probe)(const ProbeArgs&);  // returns bytes, or operations (two for a product and a sum)
     void (*linear)(const LinearArgs&);
     void (*rms_norm)(const NormArgs&);
     void (*rotate)(const NormArgs&);

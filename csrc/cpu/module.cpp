@@ -263,6 +263,20 @@ void call_attention(nb::handle q_object, nb::handle pool_object, nb::handle q_st
     in_use().attention(args);
 }
 
+// Bytes read, or operations done on numbers of `bits` (32, 16, 8) where there is nothing to read.
+double call_probe(nb::handle data_object, int bits, long repeats, int threads) {
+    ProbeArgs args{};
+    args.store = bits == 8 ? Store::int8 : bits == 16 ? Store::bfloat16 : Store::float32;
+    args.repeats = repeats, args.threads = team(threads);
+    if (!data_object.is_none()) {
+        Tensor data("probe", "data", data_object);
+        EXPECT(data, data.dims == 1 && data.dense(), "a dense vector");
+        args.data = data.data, args.bytes = data.size[0] * data.element();
+    }
+    nb::gil_scoped_release release;
+    return in_use().probe(args);
+}
+
 }  // namespace
 
 }  // namespace trunkline
@@ -288,6 +302,7 @@ NB_MODULE(native, m) {
     m.def("linear", call_linear, nb::arg("x"), nb::arg("panels"), nb::arg("bits"), nb::arg("group"), nb::arg("k"), nb::arg("n"), nb::arg("gated"),
           nb::arg("bias").none(), nb::arg("residual").none(), nb::arg("out"), nb::arg("threads"));
     m.def("linear_top", call_linear_top);
+    m.def("probe", call_probe, nb::arg("data").none(), nb::arg("bits"), nb::arg("repeats"), nb::arg("threads"));
     m.def("rms_norm", call_rms_norm);
     m.def("rotate", call_rotate, nb::arg("x"), nb::arg("table"), nb::arg("gain").none(), nb::arg("eps"),
           nb::arg("threads"));

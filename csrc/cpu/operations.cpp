@@ -1,6 +1,7 @@
 // The operations for one instruction set; compiled once for each, into a namespace of its own.
 #include "attention.h"
 #include "linear.h"
+#include "probe.h"
 #include "rows.h"
 
 #define TEXT_OF(name) #name
@@ -8,6 +9,6 @@
 
 namespace trunkline {
 namespace TRUNKLINE_ISA {
-extern const Operations operations{TEXT(TRUNKLINE_ISA), quantize, dequantize_rows, linear, rms_norm, rotate, attention};
+extern const Operations operations{TEXT(TRUNKLINE_ISA), quantize, dequantize_rows, probe, linear, rms_norm, rotate, attention};
 }
 }  // namespace trunkline

@@ -1,7 +1,9 @@
 """`trunkline bench kernels`: single operations against what this machine can do.
 
-The limits are measured in the same run: bytes read a second by a sum over a large tensor, and operations a
-second by a large square product. An operation's own limit is the slower of the two for its bytes and work.
+The limits are measured in the same run, before and after, and the better counts. Native kernels: bytes read
+a second from memory, and operations a second of the innermost loop on numbers of 32, 16 and 8 bits that stay
+in the first cache. Plain torch: a sum over a large tensor and a large square product. An operation's own limit
+is the slower of the two for its bytes and work. A shared machine's limits move: compare shares, not figures.
 """
 
 from __future__ import annotations
@@ -9,9 +11,10 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Literal
 
 import trunkline
 from trunkline.config.cli import help_text, parse, wants_help
@@ -22,13 +25,17 @@ from trunkline.types import RequestError
 if TYPE_CHECKING:
     import torch
 
+Quantized = tuple[Literal[8, 4], int]  # bits, inputs that share a scale
 ABOUT = "Measure the linear layer and attention, and compare with the memory and arithmetic of this machine."
 LINEAR_SIZES = ((1024, 1024), (4096, 1024), (6144, 1024), (1024, 3072), (32768, 1024))  # (outputs, inputs)
-ROWS = (1, 4, 16, 64, 256)
+ROUNDED_SIZES = ((6144, 1024), (1024, 3072))
+ROUNDED: Mapping[str, Quantized] = MappingProxyType({"int8": (8, 0), "int4": (4, 32), "int4-128": (4, 128)})
+ROWS = (1, 4, 16, 32, 64, 256, 1024)
 ATTENTION_SHAPES = (
     (1, 1, 1024),
     (8, 1, 1024),
     (32, 1, 1024),
+    (32, 1, 4096),
     (1, 256, 256),
     (1, 256, 2048),
 )  # (requests, new, keys)
@@ -90,11 +97,20 @@ class Limits:
     """Of this machine, measured now."""
 
     bytes_per_s: float
-    flops_per_s: float
+    flops_per_s: float  # in the dtype of the run
+    int8_per_s: float  # operations on whole numbers; 0: not known
 
-    def seconds(self, size: float, work: float) -> float:
+    def better(self, other: Limits) -> Limits:
+        """The best of both, each by itself."""
+        return Limits(
+            max(self.bytes_per_s, other.bytes_per_s),
+            max(self.flops_per_s, other.flops_per_s),
+            max(self.int8_per_s, other.int8_per_s),
+        )
+
+    def seconds(self, size: float, work: float, *, rounded: bool = False) -> float:
         """The least time for so many bytes and operations."""
-        return max(size / self.bytes_per_s, work / self.flops_per_s)
+        return max(size / self.bytes_per_s, work / (self.int8_per_s if rounded else self.flops_per_s))
 
 
 def run(words: list[str]) -> int:
@@ -136,9 +152,23 @@ def measure(options: Options) -> dict[str, Any]:
             param="--dtype",
         )
     with torch.inference_mode():
-        limits = measure_limits(bench, bench.dtype if multiplied else torch.float32)
-        linear = [linear_point(bench, limits, kernels, n, k, m) for n, k in LINEAR_SIZES for m in ROWS]
-        attention = [attention_point(bench, limits, kernels, *shape) for shape in ATTENTION_SHAPES]
+        computed = bench.dtype if multiplied else torch.float32
+        before = measure_limits(bench, kernels, computed)
+        points = {
+            "linear": [linear_point(bench, kernels, n, k, m) for n, k in LINEAR_SIZES for m in ROWS],
+            "rounded": [
+                {"weights": name, **linear_point(bench, kernels, n, k, m, quantized)}
+                for name, quantized in (ROUNDED.items() if before.int8_per_s else ())
+                for n, k in ROUNDED_SIZES
+                for m in ROWS
+            ],
+            "attention": [attention_point(bench, kernels, *shape) for shape in ATTENTION_SHAPES],
+        }
+        limits = before.better(measure_limits(bench, kernels, computed))
+    for kind, entries in points.items():
+        for point in entries:
+            least = limits.seconds(point.pop("bytes"), point.pop("work"), rounded=kind == "rounded")
+            point["of_limit"] = round(least * 1e6 / point["us"], 3)
     return {
         "bench": "kernels",
         "version": trunkline.__version__,
@@ -148,27 +178,36 @@ def measure(options: Options) -> dict[str, Any]:
         "threads": threads,
         "read_gb_per_s": round(limits.bytes_per_s / 1e9, 2),
         "peak_gflop_per_s": round(limits.flops_per_s / 1e9, 1),
-        "linear": linear,
-        "attention": attention,
+        "peak_int8_gop_per_s": round(limits.int8_per_s / 1e9, 1),
+        **points,
     }
 
 
-def measure_limits(bench: Bench, dtype: torch.dtype) -> Limits:
+def measure_limits(bench: Bench, kernels: Any, dtype: torch.dtype) -> Limits:
     """`dtype`: what the processor multiplies, which may be wider than what is stored."""
     import torch
 
+    if hasattr(kernels, "limits"):
+        found = kernels.limits(max(bench.seconds, 0.01))
+        return Limits(found["read"], found[f"{8 * bench.dtype.itemsize} bits"], found["8 bits"])
     large = torch.ones(COLD_BYTES // 4, dtype=torch.float32, device=bench.device)
     read = bench.time(lambda _: large.sum())
     side = 1024
     a, b = bench.random(side, side).to(dtype), bench.random(side, side).to(dtype)
-    return Limits(COLD_BYTES / read, 2 * side**3 / bench.time(lambda _: a @ b))
+    return Limits(COLD_BYTES / read, 2 * side**3 / bench.time(lambda _: a @ b), 0.0)
 
 
-def linear_point(bench: Bench, limits: Limits, kernels: Any, n: int, k: int, m: int) -> dict[str, Any]:
+def linear_point(
+    bench: Bench, kernels: Any, n: int, k: int, m: int, quantized: Quantized | None = None
+) -> dict[str, Any]:
     """One product of [m, k] by [k, n]. Different weights for each call."""
-    first = kernels.pack_linear([bench.random(n, k)], [])
+    from trunkline.kernels.ops import Quantization
+
+    rounding = None if quantized is None else Quantization(*quantized)
+    weight = bench.random(n, k)
+    first = kernels.pack_linear([weight], [], rounding)
     copies = min(64, max(1, COLD_BYTES // first.nbytes))
-    packed = [first] + [kernels.pack_linear([bench.random(n, k)], []) for _ in range(copies - 1)]
+    packed = [first] + [kernels.pack_linear([weight], [], rounding) for _ in range(copies - 1)]
     x = bench.random(m, k)
     took = bench.time(lambda i: kernels.linear(x, packed[i % copies]))
     work = 2.0 * m * n * k
@@ -180,13 +219,12 @@ def linear_point(bench: Bench, limits: Limits, kernels: Any, n: int, k: int, m: 
         "us": round(took * 1e6, 1),
         "gb_per_s": round(first.nbytes / took / 1e9, 2),
         "gflop_per_s": round(work / took / 1e9, 1),
-        "of_limit": round(limits.seconds(moved, work) / took, 3),
+        "bytes": moved,
+        "work": work,
     }
 
 
-def attention_point(
-    bench: Bench, limits: Limits, kernels: Any, requests: int, new: int, keys: int
-) -> dict[str, Any]:
+def attention_point(bench: Bench, kernels: Any, requests: int, new: int, keys: int) -> dict[str, Any]:
     """Requests that each attend `new` last tokens over `keys` keys in pages. Planning is timed apart."""
     import torch
 
@@ -213,14 +251,20 @@ def attention_point(
         "plan_us": round(planning * 1e6, 1),
         "gb_per_s": round(size / took / 1e9, 2),
         "gflop_per_s": round(work / took / 1e9, 1),
-        "of_limit": round(limits.seconds(size, work) / took, 3),
+        "bytes": size,
+        "work": work,
     }
 
 
 def print_table(result: dict[str, Any]) -> None:
     print(f"{result['dtype']} on {result['device']} ({result['kernels']}), {result['threads']} threads")
-    print(f"reads {result['read_gb_per_s']} GB/s, computes {result['peak_gflop_per_s']} GFLOP/s")
-    for kind, names in (("linear", ("n", "k", "m")), ("attention", ("requests", "new", "keys"))):
+    print(f"reads {result['read_gb_per_s']} GB/s, computes {result['peak_gflop_per_s']} GFLOP/s", end="")
+    print(f" and {result['peak_int8_gop_per_s']} GOP/s on int8" * bool(result["rounded"]))
+    for kind, names in (
+        ("linear", ("n", "k", "m")),
+        ("rounded", ("weights", "n", "k", "m")),
+        ("attention", ("requests", "new", "keys")),
+    ):
         columns = (*names, "us", "gb_per_s", "gflop_per_s", "of_limit")
         print(f"\n{kind}\n" + "".join(f"{c:>13}" for c in columns))
         for point in result[kind]:

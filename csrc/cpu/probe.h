@@ -1,0 +1,57 @@
+// What this machine can do at most: for `trunkline bench kernels`.
+#pragma once
+
+#include "quantized.h"
+
+#include <omp.h>
+
+namespace trunkline {
+namespace TRUNKLINE_ISA {
+
+// Four vectors at a time from one stream for each thread, as the products read weights.
+static void read_memory(const char* data, long bytes, int threads) {
+#pragma omp parallel num_threads(threads)
+    {
+        const long me = omp_get_thread_num(), team = omp_get_num_threads(), step = 4 * W * 4;
+        VI seen[4] = {};
+        for (long at = bytes / step * me / team; at < bytes / step * (me + 1) / team; at++) {
+            __builtin_prefetch(data + at * step + STREAM_AHEAD, 0, 3);
+#pragma GCC unroll 4
+            for (int i = 0; i < 4; i++) seen[i] ^= load_as<VI>(data + at * step + i * W * 4);
+        }
+        VI all = seen[0] ^ seen[1] ^ seen[2] ^ seen[3];
+        asm volatile("" : : "m"(all));
+    }
+}
+
+// The micro kernel of the most rows on a stretch of weights that stays in the first cache. Returns operations.
+template <class Kind>
+static double multiply_cached(long repeats, int threads) {
+    constexpr int NP = panels_for(MAX_ROWS);
+#pragma omp parallel num_threads(threads)
+    {
+        alignas(LINE) char weights[STRETCH * NP * LINE] = {};
+        alignas(LINE) typename Kind::X x[MAX_ROWS * STRETCH * Kind::DEPTH] = {};
+        alignas(LINE) float c[MAX_ROWS * NP * PANEL] = {};
+        for (long i = 0; i < repeats; i++) {
+            micro<Kind, MAX_ROWS, NP>(x, weights, NP, STRETCH, true, c, NP * PANEL, {nullptr, 0});
+            asm volatile("" : : "m"(c) : "memory");
+        }
+    }
+    return 2.0 * MAX_ROWS * NP * PANEL * Kind::DEPTH * STRETCH * double(repeats) * threads;
+}
+
+static double probe(const ProbeArgs& a) {
+    if (a.data) {
+        for (long i = 0; i < a.repeats; i++) read_memory(a.data, a.bytes, a.threads);
+        return double(a.bytes) * double(a.repeats);
+    }
+    switch (a.store) {
+        case Store::float32: return multiply_cached<Float32>(a.repeats, a.threads);
+        case Store::bfloat16: return multiply_cached<Pairs>(a.repeats, a.threads);
+        default: return multiply_cached<Bytes>(a.repeats, a.threads);
+    }
+}
+
+}  // namespace TRUNKLINE_ISA
+}  // namespace trunkline
