@@ -1,4 +1,4 @@
-"""Whole-number weights on every kernel set: against float64, against the torch kernels, against themselves."""
+"""Whole-number weights on every kernel set: against float64, the torch kernels and themselves."""
 
 from __future__ import annotations
 
@@ -158,4 +158,4 @@ def test_top_takes_the_first_of_equals_and_reports_what_is_not_finite(kernels: K
     index, finite = kernels.top(x, kernels.pack_linear([weight], []))
     assert index[0] == 100 and index[3] == 0
     assert finite.tolist() == [True, False, False, True]
-    assert 0 <= index.min() and index.max() < 700
+    assert index.min() >= 0 and index.max() < 700

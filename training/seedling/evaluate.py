@@ -51,12 +51,12 @@ def torch_backend(folder: Path) -> Generate:
     return answer
 
 
-def engine_backend(folder: Path) -> Generate:
+def engine_backend(folder: Path, quantization: str | None) -> Generate:
     """Greedy decoding with the serving engine."""
     from trunkline import Engine
 
     def answer(prompts: list[str]) -> list[str]:
-        with Engine(model_path=str(folder)) as engine:
+        with Engine(model_path=str(folder), quantization=quantization) as engine:
             outputs = engine.generate(
                 prompt=prompts, sampling_params={"temperature": 0, "max_new_tokens": LONGEST}
             )
@@ -84,13 +84,17 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", type=Path, default=ASSETS)
     parser.add_argument("--backend", choices=["engine", "torch"], default="engine")
+    parser.add_argument("--quantization", choices=["int8", "int4"], help="of the engine backend")
     parser.add_argument("--count", type=int, default=100, help="unseen samples of each task")
     parser.add_argument("--tasks", nargs="*", default=TASKS, choices=TASKS)
     parser.add_argument("--show", type=int, default=0, help="print this many wrong answers of each task")
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    backend = torch_backend(args.model) if args.backend == "torch" else engine_backend(args.model)
+    if args.backend == "torch":
+        backend = torch_backend(args.model)
+    else:
+        backend = engine_backend(args.model, args.quantization)
     failures: list[tuple[Sample, str]] = []
     began = time.monotonic()
     result = evaluate(backend, args.tasks, args.count, failures)

@@ -2,8 +2,9 @@
 
 The limits are measured in the same run, before and after, and the better counts. Native kernels: bytes read
 a second from memory, and operations a second of the innermost loop on numbers of 32, 16 and 8 bits that stay
-in the first cache. Plain torch: a sum over a large tensor and a large square product. An operation's own limit
-is the slower of the two for its bytes and work. A shared machine's limits move: compare shares, not figures.
+in the first cache. Plain torch: a sum over a large tensor and a large square product. An operation's own
+limit is the slower of the two for its bytes and work. A shared machine's limits move: compare shares, not
+figures.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ from trunkline.layers.linear import Linear
 
 
 class OutputHead:
-    """Hidden states to float32 logits. Rounded to 8 bits if the model is rounded to 8 or 4: it decides most."""
+    """Hidden states to float32 logits. With 8 bits if the model has 8 or 4: it decides most."""
 
     def __init__(self, kernels: Kernels, weight: Tensor, quantization: Quantization | None = None) -> None:
         self.linear = Linear(kernels, [weight], [], Quantization(8) if quantization else None)

@@ -31,8 +31,8 @@ NON_FINITE = "the model's output is not a finite number for this request, or eve
 
 @dataclass(frozen=True)
 class Step:
-    """A launched forward pass. `logits` [S, vocabulary] float32 of the sampling rows, in plan order; where all
-    of them only want the likeliest token, `top` has those [S] int64, and whether the logits are finite [S]."""
+    """A launched forward pass. `logits` [S, vocabulary] float32 of the sampling rows, in plan order; where
+    all of them only want the likeliest token, `top` has that [S] int64, and whether logits are finite [S]."""
 
     plan: StepPlan
     batch: ForwardBatch | None = None  # None: the plan had no rows
