@@ -156,6 +156,52 @@ def test_random_schemas_give_valid_output(block: int) -> None:
     assert tested > 30
 
 
+def mutated(value: Any, rng: random.Random) -> Any:
+    """The value with one small change somewhere."""
+    if isinstance(value, dict) and value and rng.random() < 0.8:
+        key = rng.choice(sorted(value))
+        rest = {name: inner for name, inner in value.items() if name != key}
+        return rng.choice(
+            [rest, {**rest, key: mutated(value[key], rng)}, {**value, "b": "x"}, {"c": 1, **value}]
+        )
+    if isinstance(value, list) and value and rng.random() < 0.8:
+        index = rng.randrange(len(value))
+        inner = mutated(value[index], rng)
+        return rng.choice(
+            [value[:index] + value[index + 1 :], [*value[:index], inner, *value[index + 1 :]], value * 2]
+        )
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value + rng.choice([-1, 1, 5])
+    if isinstance(value, str) and value:
+        return rng.choice([value[:-1], value + "b", "a" + value])
+    return rng.choice([None, 0, 7, "a", 1.5, [], {}, True])
+
+
+@pytest.mark.parametrize("block", range(4))
+def test_values_are_accepted_if_and_only_if_they_are_valid(block: int) -> None:
+    """Outputs, and outputs with one change, in the spelling of `json.dumps`."""
+    agreed = [0, 0]
+    for seed in range(5000 + block * 25, 5025 + block * 25):
+        schema = Schemas(seed).schema()
+        try:
+            grammar = compile_("json_schema", schema)
+        except GrammarError:
+            continue
+        check = jsonschema.Draft202012Validator(schema, format_checker=jsonschema.FormatChecker())
+        rng = random.Random(seed)
+        for draw in range(3):
+            text = sample(grammar, seed * 10 + draw)
+            value = json.loads(text) if text is not None else None
+            for _ in range(4):
+                spelled = json.dumps(value, ensure_ascii=False)
+                if not re.search(r"[0-9]e[+-]?[0-9]|[0-9.]{16}|\\ud[89ab]|-0", spelled):
+                    expected = check.is_valid(value)
+                    assert accepts(grammar, spelled) == expected, (schema, spelled)
+                    agreed[expected] += 1
+                value = mutated(value, rng)
+    assert min(agreed) > 30
+
+
 def test_any_json_object() -> None:
     grammar = compile_("json_object", "")
     for seed in range(10):
