@@ -20,6 +20,7 @@ from trunkline.types import LogprobParams, SamplingParams
 
 GREEDY_BELOW = 1e-6  # temperatures under it mean "the most likely token"
 _CANDIDATES = 1024  # most likely tokens to look at first when a filter without top-k needs an order
+_MINUS_INFINITY = -(1 << 23)  # float32's bits, as an int32
 _FRACTION_BITS = 52  # of the uniform number: u * total stays below total in float64
 
 
@@ -92,17 +93,19 @@ class TokenMasks:
     at: Sequence[int]
     words: npt.NDArray[np.int32]
 
-    def apply(self, logits: Tensor) -> None:
-        """Put -inf in place of what is not allowed. (Adding log 0 or log 1 takes a tenth of the time of
-        torch's masked fill: 0.3 ms instead of 2.8 for 8 rows of 151,936 tokens.)"""
+    def applied(self, logits: Tensor) -> Tensor:
+        """A copy with -inf in place of what is not allowed. (Adding 0 or -inf, made from the bits by integer
+        arithmetic, takes a tenth of the time of torch's masked fill.)"""
         packed = np.ascontiguousarray(self.words).view(np.uint8)
         bits = np.unpackbits(packed, axis=1, count=logits.shape[-1], bitorder="little")
-        bias = torch.from_numpy(bits).to(logits.device, non_blocking=True).float().log_()
+        banned = torch.from_numpy(bits ^ 1).to(logits.device, non_blocking=True)
+        bias = banned.int().mul_(_MINUS_INFINITY).view(torch.float32)
         if len(self.at) == len(logits):
-            logits += bias
-        else:
-            for i, row in zip(self.at, bias, strict=True):
-                logits[i] += row
+            return logits + bias
+        logits = logits.clone()
+        for i, row in zip(self.at, bias, strict=True):
+            logits[i] += row
+        return logits
 
 
 def sample(
@@ -119,15 +122,15 @@ def sample(
     Returns tokens [n] int64 and whether each is usable [n] bool: not where the logits have a NaN or an
     infinity, or where every token is banned. The other rows are not affected.
     """
-    usable = logits.amax(-1).isfinite() & logits.amin(-1).isfinite()  # a NaN shows in both
+    usable = logits.sum(-1).isfinite()  # the fastest way to see one that is not
     adjusting = [i for i, row in enumerate(rows) if row.adjusts]
     masked = frozenset(masks.at) if masks is not None else frozenset()
-    if adjusting or masks is not None:
+    if adjusting:
         logits = logits.clone()
         for i in adjusting:
             _adjust(logits[i], rows[i], history(i), bans_stops=i not in masked)
-        if masks is not None:
-            masks.apply(logits)
+    if masks is not None:
+        logits = masks.applied(logits)
     tokens = _likeliest(logits)
     if adjusting or masks is not None:
         usable &= logits.gather(-1, tokens[:, None])[:, 0].isfinite()
