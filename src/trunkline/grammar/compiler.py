@@ -7,6 +7,7 @@ a sandbox process that is killed, never in a thread of this one.
 from __future__ import annotations
 
 import contextlib
+import logging
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -18,6 +19,8 @@ from trunkline.grammar.json_text import Layout
 from trunkline.grammar.llguidance import LlguidanceBackend, LlguidanceGrammar
 from trunkline.grammar.protocol import Grammar, GrammarError, GrammarSpec, Vocabulary
 from trunkline.grammar.sandbox import Sandbox
+
+log = logging.getLogger(__name__)
 
 ERROR_BYTES = 2 << 10  # of a remembered error
 REMEMBERED_ERRORS = frozenset({"invalid_grammar", "unsupported_grammar"})
@@ -41,7 +44,7 @@ class SandboxedCompile:
         self._sandbox = sandbox
 
     def __call__(self, spec: GrammarSpec) -> LlguidanceGrammar:
-        return self._backend.compile_lark(self._sandbox.compile(spec))
+        return self._backend.compile_lark(self._sandbox.compile(spec), spec.kind)
 
     def prepare(self) -> None:
         self._sandbox.start()
@@ -87,6 +90,7 @@ class GrammarCompiler:
             future = self._running.get(spec)
             if future is None:
                 future = self._running[spec] = Future()
+                future.set_running_or_notify_cancel()  # shared: one who gives up cancels it for nobody
                 self._queue.put((spec, future))
                 if self._unstarted and len(self._running) > len(self._threads):
                     self._start(self._unstarted.pop())
@@ -125,13 +129,12 @@ class GrammarCompiler:
                     future.set_result(compile_(spec))
                 except GrammarError as error:
                     future.set_exception(error)
-                except Exception as error:  # one grammar's fault ends one request
-                    fault = GrammarError(
-                        f"the grammar could not be compiled: {error}", code="invalid_grammar"
-                    )
+                except Exception:  # one grammar's fault ends one request
+                    log.exception("compiling a grammar of kind %s", spec.kind)
+                    fault = GrammarError("the grammar could not be compiled", code="grammar_unavailable")
                     future.set_exception(fault)
                 self._remember(spec, future)
-                with contextlib.suppress(GrammarError):  # the next grammar's sender is told
+                with contextlib.suppress(GrammarError, OSError):  # the next grammar's sender is told
                     compile_.prepare()
         finally:
             compile_.close()

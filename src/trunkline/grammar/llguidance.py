@@ -5,6 +5,7 @@ It only ever sees Lark grammars that are written here, so what is accepted is de
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 
 import llguidance
@@ -12,21 +13,30 @@ import numpy as np
 
 from trunkline.grammar.canonical import canonical_tokens
 from trunkline.grammar.json_text import Layout
-from trunkline.grammar.protocol import GrammarError, GrammarSpec, MaskRow, Vocabulary
+from trunkline.grammar.protocol import GrammarError, GrammarKind, GrammarSpec, MaskRow, Vocabulary
 from trunkline.grammar.translate import lark_of
+
+log = logging.getLogger(__name__)
 
 BYTES_PER_GRAMMAR = 64 << 10  # of a compiled grammar beside its text; lexer states come on top as it is used
 
-LIMITS = llguidance.LLParserLimits(
-    max_items_in_row=2_000,
-    initial_lexer_fuel=1_000_000,  # about 20 ms
-    step_lexer_fuel=200_000,  # about 15 ms
-    step_max_items=100_000,  # about 5 ms
-    max_lexer_states=100_000,  # about 200 MB
-    max_grammar_size=500_000,
-    verbose_errors=False,
-)
 
+def _limits(items_in_row: int) -> llguidance.LLParserLimits:
+    return llguidance.LLParserLimits(
+        max_items_in_row=items_in_row,
+        initial_lexer_fuel=1_000_000,  # about 20 ms
+        step_lexer_fuel=100_000,  # about 10 ms
+        step_max_items=50_000,  # about 10 ms
+        max_lexer_states=20_000,  # about 40 MB
+        max_grammar_size=500_000,
+        verbose_errors=False,
+    )
+
+
+# Items grow with the members of an object in rules that are written here; in a grammar that a stranger wrote
+# they may grow with the square of the text, up to half a second for a token.
+LIMITS = _limits(2_000)
+EBNF_LIMITS = _limits(300)
 
 # Tokens that are plain text of a JSON string, by length: where all of a group may follow, its tokens are not
 # looked at one by one.
@@ -68,17 +78,21 @@ class LlguidanceBackend:
 
     def compile(self, spec: GrammarSpec) -> LlguidanceGrammar:
         """Raises GrammarError. For a budget of time and memory see `compiler`."""
-        return self.compile_lark(lark_of(spec, self._layout))
+        return self.compile_lark(lark_of(spec, self._layout), spec.kind)
 
-    def compile_lark(self, lark: str) -> LlguidanceGrammar:
+    def compile_lark(self, lark: str, kind: GrammarKind) -> LlguidanceGrammar:
+        """From the text of a grammar that was written for a constraint of this kind."""
         matcher = llguidance.LLMatcher(
-            self._tokens.trie, llguidance.LLMatcher.grammar_from_lark(lark), log_level=0, limits=LIMITS
+            self._tokens.trie,
+            llguidance.LLMatcher.grammar_from_lark(lark),
+            log_level=0,
+            limits=EBNF_LIMITS if kind == "ebnf" else LIMITS,
         )
+        if not matcher.is_error():
+            matcher.compute_bitmask()  # the first mask, so that what can't even start is refused now
         if matcher.is_error():
-            raise GrammarError(
-                f"the grammar is beyond the limits of its backend: {_first_line(matcher.get_error())}",
-                code="grammar_too_complex",
-            )
+            log.info("llguidance: %s", matcher.get_error())
+            raise GrammarError("the grammar is beyond the limits of its backend", code="grammar_too_complex")
         return LlguidanceGrammar(self._tokens, matcher, len(lark))
 
 
@@ -203,11 +217,8 @@ class LlguidanceMatcher:
 
     def _check(self) -> None:
         if self._inner.is_error():
+            log.info("llguidance: %s", self._inner.get_error())
             raise GrammarError(
-                f"the grammar takes too much work at this place: {_first_line(self._inner.get_error())}",
+                "the grammar takes more work here than one token may: it is too ambiguous or too large",
                 code="grammar_too_complex",
             )
-
-
-def _first_line(text: str) -> str:
-    return text.strip().split("\n")[0][:200]

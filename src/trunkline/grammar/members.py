@@ -17,6 +17,7 @@ from trunkline.grammar.shapes import ObjectShape, Property
 MAX_BITS = 48  # properties that a rule's state follows; more come in the order in which they are listed
 OTHERS = "[48:56]"  # count of members without names of their own
 MAX_EXTRA = 250
+MAX_CHOICE = 450  # properties in a row that may be left out: the parser takes no more at once
 
 
 class Writer(Protocol):
@@ -88,10 +89,11 @@ class ObjectWriter:
             body = self._map()
         elif len(self._properties) <= MAX_BITS:
             body = self._stateful()
-        elif plain:
+        elif plain and self._longest_choice() <= MAX_CHOICE:
             body = self._chain()
         else:
-            too_complex(self._shape.pointer, f"conditions between over {MAX_BITS} properties")
+            why = f"over {MAX_CHOICE} optional properties, or conditions between over {MAX_BITS}"
+            too_complex(self._shape.pointer, why)
         return f"{grammar.text('{')} {body} {grammar.text('}')}"
 
     def _member(self, name: str, goal: Goal) -> str:
@@ -200,6 +202,13 @@ class ObjectWriter:
             conditions += [f"bit_set({self._bit(one.name)})" for one in self._properties if one.required]
             conditions += [self._kept(name, needed) for name, needed in sorted(self._depends)]
         return conditions
+
+    def _longest_choice(self) -> int:
+        longest = run = 0
+        for one in self._properties:
+            run = 0 if one.required else run + 1
+            longest = max(longest, run)
+        return longest
 
     def _chain(self) -> str:
         """Many properties, in the order in which they are listed: a rule for what may follow each."""

@@ -18,12 +18,14 @@ class GrammarError(RequestError):
     """A constraint that can't be honoured exactly. `pointer` is a JSON pointer into a schema or structural
     tag; "" is the whole of it.
 
-    Codes: `invalid_grammar` (malformed), `unsupported_grammar` (well-formed, but nothing here enforces it
-    exactly), `grammar_too_complex` (over its budget of time, memory or work).
+    Codes: `invalid_grammar` (malformed, or nothing matches), `unsupported_grammar` (well-formed, but nothing
+    here enforces it exactly), `grammar_too_complex` (over its budget of time, memory or work),
+    `grammar_unavailable` (the fault is here; status 500).
     """
 
     def __init__(self, message: str, *, code: str, param: str | None = None, pointer: str = "") -> None:
-        super().__init__(message, code=code, param=param)
+        status = 500 if code == "grammar_unavailable" else 400
+        super().__init__(message, code=code, param=param, status=status)
         self.pointer = pointer
 
     def __reduce__(self) -> tuple[object, ...]:

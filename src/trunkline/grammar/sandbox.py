@@ -155,7 +155,7 @@ def main() -> int:
         signal.setitimer(signal.ITIMER_REAL, 2 * setup.seconds)  # an orphan does not go on for ever
         try:
             lark = lark_of(spec, layout)
-            backend.compile_lark(lark)
+            backend.compile_lark(lark, spec.kind)
             answer = Answer(lark)
         except GrammarError as error:
             answer = Answer("", error.message, error.code, error.pointer)

@@ -13,7 +13,7 @@ from typing import Any
 import jsonschema
 import pytest
 
-from tests.pure.grammar.support import accepts, backend, compile_, eos_id, sample, tokenizer
+from tests.pure.grammar.support import accepts, allowed, backend, compile_, eos_id, sample, tokenizer
 from trunkline.grammar.automaton import Automaton
 from trunkline.grammar.compiler import GrammarCompiler, llguidance_compiler
 from trunkline.grammar.numbers import NumberRange, plain_text
@@ -371,6 +371,7 @@ def test_equal_specs_compile_once_and_the_oldest_leaves() -> None:
     compiler = GrammarCompiler([Counting], max_entries=2)
     specs = [GrammarSpec("choices", json.dumps([str(number)])) for number in range(3)]
     futures = [compiler.submit(specs[0]) for _ in range(3)]
+    assert not futures[0].cancel()
     assert len({id(future.result()) for future in futures}) == 1
     for spec in specs[1:]:
         compiler.submit(spec).result()
@@ -424,3 +425,30 @@ def test_hostile_grammars_cost_only_their_sender() -> None:
             assert isinstance(error, GrammarError), name
             assert error.code == "grammar_too_complex", (name, error.message)
     compiler.close()
+
+
+def test_objects_beyond_the_bits_of_a_state() -> None:
+    names = [f"k{number}" for number in range(60)]
+    schema = {
+        "type": "object",
+        "properties": {name: {"type": "integer"} for name in names},
+        "required": names[5:7],
+    }
+    grammar = compile_("json_schema", {**schema, "additionalProperties": False})
+    assert accepts(grammar, json.dumps({"k1": 1, "k5": 5, "k6": 6, "k59": 0}))
+    assert not accepts(grammar, json.dumps({"k5": 5}))
+    assert not accepts(grammar, json.dumps({"k5": 5, "k6": 6, "x": 0}))
+    assert accepts(compile_("json_schema", schema), json.dumps({"k5": 5, "k6": 6, "x": 0}))
+    many = {"type": "object", "properties": {f"k{number}": {} for number in range(600)}}
+    with pytest.raises(GrammarError) as caught:
+        compile_("json_schema", many)
+    assert caught.value.code == "grammar_too_complex"
+
+
+def test_an_ambiguous_grammar_ends_its_request() -> None:
+    matcher = compile_("ebnf", 'root ::= s\ns ::= s s | [a-z ] | ""').matcher()
+    with pytest.raises(GrammarError) as caught:
+        for token in tokenizer().encode("many words that have no structure " * 9, add_special_tokens=False):
+            allowed(matcher)
+            assert matcher.accept(token)
+    assert caught.value.code == "grammar_too_complex"
