@@ -222,7 +222,11 @@ static void stage_group(long rows, const Given* from, long stride, typename Kind
         if constexpr (MR > 1) stage_group<MR - 1, Kind>(rows, from, stride, to, k, padded);
         return;
     }
-    for (long i = 0; i < padded; i++)
+    long i = 0;
+    if constexpr (Kind::UNIT == 2 && sizeof(Given) == 2)  // pairs as they are
+        for (; i + 2 <= k; i += 2)
+            for (int r = 0; r < MR; r++) __builtin_memcpy(to + i * MR + 2 * r, from + r * stride + i, 4);
+    for (; i < padded; i++)
         for (int r = 0; r < MR; r++) {
             typename Kind::X* at = to + place<MR, Kind::UNIT>(r, i);
             if (i < k)
