@@ -17,7 +17,7 @@ namespace TRUNKLINE_ISA {
 
 constexpr long TILE_ROWS = 96;  // query rows (tokens x heads of a group) that share a packing of the keys
 constexpr long FEW_ROWS = 32;   // of such tiles, a thread takes several heads side by side, or some of the blocks
-constexpr long NEAR_BYTES = 1 << 17;       // of keys and values that are in use, and as many that are fetched ahead
+constexpr long NEAR_BYTES = 1 << 19;  // of keys and values that a thread has in use: they stay in the second cache
 constexpr long SERIAL_PRODUCTS = 1 << 18;  // up to here threads cost more than they save
 
 // What a thread takes at once: blocks [from, to) of heads [head, head + heads) for a tile of tokens.
@@ -112,33 +112,8 @@ struct Worker {
     char* keys;    // a slab
     char* values;  // slabs
     T* edge;       // [17, dim]: rows of 16 keys where dim is no multiple of 32, and zeros
-    Keys<T>* now;
-    Keys<T>* next;
+    Keys<T>* now;  // the block's
     long rows = 0, padded = 0;  // of the item, and that as a multiple of 16
-
-    // Lines that the thread will read next, in order of their addresses: one is fetched for each that is read now.
-    struct Ahead {
-        const char* const* token;
-        const char* const* end;
-        long offset, to_values, bytes;
-        const char* at;    // in the keys or values of a token
-        const char* stop;
-        bool at_values;
-
-        inline __attribute__((always_inline)) void step(long lines) {
-            for (; lines > 0; lines--) {
-                if (at >= stop) {
-                    if (at_values) token++;
-                    if (token >= end) return;
-                    at_values = !at_values;
-                    at = *token + offset + (at_values ? to_values : 0);
-                    stop = at + bytes;
-                }
-                __builtin_prefetch(at, 0, 3);
-                at += LINE;
-            }
-        }
-    };
 
     Worker(const AttentionArgs& args, const Geometry& geometry, char* at) : a(args), g(geometry) { place(at); }
 
@@ -157,7 +132,6 @@ struct Worker {
         values = carve(at, (g.dim + SPAN) / SPAN * SPAN * BLOCK * sizeof(X));
         edge = (T*)carve(at, 17 * g.dim * sizeof(T));
         now = (Keys<T>*)carve(at, sizeof(Keys<T>));
-        next = (Keys<T>*)carve(at, sizeof(Keys<T>));
         return at - begin;
     }
     void clear_edge() {
@@ -165,7 +139,8 @@ struct Worker {
     }
     const T* zeros() const { return edge + 16 * g.dim; }
 
-    void locate(const Item& item, long index, Keys<T>& to) const {
+    void locate(const Item& item, long index) {
+        Keys<T>& to = *now;
         to.start = index * BLOCK;
         const long least = a.window && item.position >= a.window ? item.position - a.window + 1 : 0;
         const long end = item.position + item.tokens;
@@ -178,6 +153,17 @@ struct Worker {
             for (long i = offset; i < a.page_size && j < to.last; i++, j++, token += 2 * a.kv_heads * a.dim)
                 to.at[j] = token;
         }
+    }
+
+    // Read all lines that the block's heads need, one after another: then memory delivers as fast as it can, and
+    // packing finds them in the second cache. (Lines fetched ahead while packing came late or were dropped.)
+    void fetch(const Item& item) const {
+        const long bytes = item.heads * a.dim * long(sizeof(T));
+        for (long j = now->first; j < now->last; j++)
+            for (long side = 0; side < 2; side++) {
+                const char* from = (const char*)(now->at[j] + (side * a.kv_heads + item.head) * a.dim);
+                for (long b = 0; b < bytes; b += LINE) asm volatile("" ::"r"(from[b]));
+            }
     }
 
     void see(const Item& item) {
@@ -229,22 +215,22 @@ struct Worker {
         return edge + room * g.dim;
     }
 
-    void pack_block_keys(long head, long slab, long from, long to, Ahead& ahead) {
+    void pack_block_keys(long head, long slab, long from, long to) {
         for (long p = from; p < to; p++) {
             const T* row[PANEL];
             for (long i = 0; i < PANEL; i++) row[i] = row_of(slab * SPAN + p * PANEL + i, head * a.dim, i);
-            pack_keys<X>(row, g.dim, keys + p * LINE, SLAB * LINE, ahead);
+            pack_keys<X>(row, g.dim, keys + p * LINE, SLAB * LINE);
         }
     }
 
     // Values of keys [from, to), multiples of 16; those outside [low, high) as zeros.
-    void pack_block_values(long head, long from, long to, long low, long high, Ahead& ahead) {
+    void pack_block_values(long head, long from, long to, long low, long high) {
         const long offset = (a.kv_heads + head) * a.dim;
         for (long j = from; j < to; j += unit_of<X>) {
             const T* row[2];
             for (long i = 0; i < unit_of<X>; i++)
                 row[i] = j + i >= low && j + i < high ? row_of(j + i, offset, i) : zeros();
-            pack_values<X>(row, j / unit_of<X>, g.dim, values, ahead);
+            pack_values<X>(row, j / unit_of<X>, g.dim, values);
         }
     }
 
@@ -260,12 +246,12 @@ struct Worker {
         return from < to;
     }
 
-    void score(long head, long turn, float factor, Ahead& ahead) {
+    void score(long head, long turn, float factor) {
         const long panel_from = now->first / PANEL, panel_to = (now->last + PANEL - 1) / PANEL;
         const long last_slab = (panel_to - 1) / SLAB, groups = num_groups(rows);
         for (long slab = panel_from / SLAB; slab <= last_slab; slab++) {
             auto here = [&](long p) { return p < slab * SLAB ? 0 : p > slab * SLAB + SLAB ? SLAB : p - slab * SLAB; };
-            pack_block_keys(head, slab, here(panel_from), here(panel_to), ahead);
+            pack_block_keys(head, slab, here(panel_from), here(panel_to));
             for (long n = 0; n < groups; n++) {
                 const long row = group_begin(rows, n), some = group_begin(rows, n + 1) - row;
                 long from, to;
@@ -315,28 +301,29 @@ struct Worker {
         return false;
     }
 
-    void add_values(long head, long turn, float* kept, Ahead& ahead) {
+    void add_values(long head, long turn, float* kept) {
         const long from = now->first / PANEL * PANEL, to = (now->last + PANEL - 1) / PANEL * PANEL;
         if (!spoiled(head)) {
-            pack_block_values(head, from, to, 0, BLOCK, ahead);
+            pack_block_values(head, from, to, 0, BLOCK);
             for (long n = 0, groups = num_groups(rows); n < groups; n++)
                 add_rows(turn, group_begin(rows, n), group_begin(rows, n + 1) - group_begin(rows, n), kept);
             return;
         }
         for (long r = 0; r < rows; r++) {
-            pack_block_values(head, from, to, low[r], high[r], ahead);
+            pack_block_values(head, from, to, low[r], high[r]);
             add_rows(turn, r, 1, kept);
         }
     }
 
-    void block(const Item& item, long index, const Item& then) {
+    void block(const Item& item, long index) {
+        locate(item, index);
         see(item);
         const float factor = a.scale * 1.44269504f;
+        fetch(item);
         for (long turn = 0; turn < item.heads; turn++) {
             const long head = item.head + turn;
             float* kept = item.kept < 0 ? nullptr : part_of(item, index, turn);
-            Ahead ahead = ahead_of(then, *next, turn, item.heads);
-            score(head, turn, factor, ahead);
+            score(head, turn, factor);
             if (kept) {
                 __builtin_memcpy(kept + FEW_ROWS * g.dim, stats, rows * 4);
                 __builtin_memcpy(kept + FEW_ROWS * (g.dim + 1), stats + padded, rows * 4);
@@ -344,7 +331,7 @@ struct Worker {
                 join(padded, running + 2 * turn * padded, running + (2 * turn + 1) * padded, stats, stats + padded,
                      factor, scales);
             }
-            add_values(head, turn, kept, ahead);
+            add_values(head, turn, kept);
         }
     }
 
@@ -389,41 +376,17 @@ struct Worker {
         for (; d < a.dim; d++) store_one(out + d, from[d] / weight);
     }
 
-    // What turn `turn` of `turns` fetches of the keys and values for an item.
-    Ahead ahead_of(const Item& item, const Keys<T>& of, long turn, long turns) const {
-        const long element = sizeof(T), tokens = of.last - of.first;
-        const char* const* at = (const char* const*)of.at + of.first;
-        return {at + tokens * turn / turns - 1, at + tokens * (turn + 1) / turns, item.head * a.dim * element,
-                a.kv_heads * a.dim * element, item.heads * a.dim * element, nullptr, nullptr, true};
-    }
-
     // Take items, one after another, until there are none.
     void run(const Item* items, long count, long* counter) {
-        auto take = [&] {
+        while (true) {
             long mine;
 #pragma omp atomic capture
             mine = (*counter)++;
-            return mine;
-        };
-        long mine = take();
-        if (mine < count) locate(items[mine], items[mine].from, *now);
-        while (mine < count) {
+            if (mine >= count) return;
             const Item& item = items[mine];
             begin(item);
             if (item.kept < 0) clear(item);
-            for (long index = item.from; index < item.to; index++) {
-                const bool last = index + 1 == item.to;
-                if (last) mine = take();
-                const Item& then = last && mine < count ? items[mine] : item;
-                const bool any = !last || mine < count;
-                if (any)
-                    locate(then, last ? then.from : index + 1, *next);
-                else
-                    next->first = next->last = 0;
-                block(item, index, then);
-                Keys<T>* done = now;
-                now = next, next = done;
-            }
+            for (long index = item.from; index < item.to; index++) block(item, index);
             if (item.kept < 0) write(item);
         }
     }

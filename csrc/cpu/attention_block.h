@@ -52,14 +52,16 @@ template <class X, int MR = MAX_ROWS>
 static void multiply_rows(long rows, const X* x, long stride, const char* w, long width, long panels, long lines,
                           float* c, long ldc) {
     if (rows < MR) {
-        if constexpr (MR > 1) multiply_rows<X, MR - 1>(rows, x, stride, w, width, panels, lines, c, ldc);
+        if constexpr (MR > 1)
+            multiply_rows<X, MR - 1>(rows, x, stride, w, width, panels, lines, c, ldc);
         return;
     }
     constexpr int NP = panels_for(MR);
     long p = 0;
     for (; p + NP <= panels; p += NP)
         micro_rows<X, MR, NP>(x, stride, w + p * LINE, width * LINE, lines, c + p * PANEL, ldc);
-    for (; p < panels; p++) micro_rows<X, MR, 1>(x, stride, w + p * LINE, width * LINE, lines, c + p * PANEL, ldc);
+    for (; p < panels; p++)
+        micro_rows<X, MR, 1>(x, stride, w + p * LINE, width * LINE, lines, c + p * PANEL, ldc);
 }
 
 // W units of a key: a float32, or a pair of bfloat16.
@@ -81,39 +83,58 @@ INLINE void put_units(VU units, long unit, char* to, long step) {
 }
 
 // One panel of keys: 16 rows of `dim` numbers, a multiple of 32.
-template <class X, class T, class Ahead>
-static void pack_keys(const T* const* rows, long dim, char* to, long step, Ahead& ahead) {
+template <class X, class T>
+static void pack_keys(const T* const* rows, long dim, char* to, long step) {
     for (long unit = 0; unit < dim / numbers_of_unit<T>; unit += W) {
         for (long lane = 0; lane < PANEL; lane += W) {
             VU square[W];
-            for (int i = 0; i < W; i++) {
-                square[i] = load_units(rows[lane + i] + unit * numbers_of_unit<T>);
-                if (W == 16 || i % 2) ahead.step(1);
-            }
+#pragma GCC unroll 16
+            for (int i = 0; i < W; i++) square[i] = load_units(rows[lane + i] + unit * numbers_of_unit<T>);
             transpose(square);
+#pragma GCC unroll 16
             for (int i = 0; i < W; i++) put_units<X, T>(square[i], unit + i, to + lane * 4, step);
         }
     }
 }
 
-// One line of values: that of one key, or of a pair of keys.
-INLINE void pack_value(const float* const* rows, long d, char* to, float) { store((float*)to, load(rows[0] + d)); }
+#if defined(__AVX512BF16__)
+// Numbers of a vector of bfloat16 from `first` on, each beside that of another vector.
+INLINE __m512i zip(int first) {
+    typedef uint16_t V __attribute__((vector_size(64)));
+    V v;
+    for (int i = 0; i < 32; i++) v[i] = uint16_t(first + i / 2 + i % 2 * 32);
+    return (__m512i)v;
+}
+#endif
+
+// One line of values: those of one key, or of a pair of keys.
 template <class T>
-INLINE void pack_value(const T* const* rows, long d, char* to, float) { store((float*)to, load(rows[0] + d)); }
+INLINE void pack_value(const T* const* rows, long d, char* to, float) {
+    store((float*)to, load(rows[0] + d));
+}
 template <class T>
 INLINE void pack_value(const T* const* rows, long d, char* to, uint16_t) {
     VU pairs = (VU)load(rows[0] + d) >> 16 | (VU)load(rows[1] + d);
     __builtin_memcpy(to, &pairs, sizeof pairs);
 }
 
-template <class X, class T, class Ahead>
-static void pack_values(const T* const* rows, long line, long dim, char* slabs, Ahead& ahead) {
+// `dim` is a multiple of 32.
+template <class X, class T>
+static void pack_values(const T* const* rows, long line, long dim, char* slabs) {
     for (long d = 0; d < dim; d += SPAN, slabs += SPAN * BLOCK * long(sizeof(X))) {
         const long columns = dim - d < SPAN ? dim - d : SPAN;
         char* to = slabs + line * columns * 4;
-        for (long i = 0; i < columns; i += W) {
-            pack_value(rows, d + i, to + i * 4, X());
-            ahead.step(1);
+        for (long i = 0; i < columns; i += 32) {
+#if defined(__AVX512BF16__)
+            if constexpr (sizeof(X) == 2 && sizeof(T) == 2) {
+                const __m512i a = load_as<__m512i>(rows[0] + d + i), b = load_as<__m512i>(rows[1] + d + i);
+                const __m512i low = zip(0), high = zip(16);
+                _mm512_storeu_si512(to + i * 4, _mm512_permutex2var_epi16(a, low, b));
+                _mm512_storeu_si512(to + i * 4 + LINE, _mm512_permutex2var_epi16(a, high, b));
+                continue;
+            }
+#endif
+            for (long v = 0; v < 32; v += W) pack_value(rows, d + i + v, to + (i + v) * 4, X());
         }
     }
 }

@@ -19,11 +19,13 @@ INLINE void transpose(VU (&r)[W]) {
 #define EVEN_128(a, b) (VU) _mm512_maskz_shuffle_i32x4(ALL32, (__m512i)(a), (__m512i)(b), 0x88)
 #define ODD_128(a, b) (VU) _mm512_maskz_shuffle_i32x4(ALL32, (__m512i)(a), (__m512i)(b), 0xdd)
     // Rows 4q .. 4q + 3 as 4 x 4 squares, whose column c of each square ends in row 4q + c.
+#pragma GCC unroll 4
     for (int q = 0; q < W; q += 4) {
         VU a = LOW_32(r[q], r[q + 1]), b = HIGH_32(r[q], r[q + 1]);
         VU c = LOW_32(r[q + 2], r[q + 3]), d = HIGH_32(r[q + 2], r[q + 3]);
         t[q] = LOW_64(a, c), t[q + 1] = HIGH_64(a, c), t[q + 2] = LOW_64(b, d), t[q + 3] = HIGH_64(b, d);
     }
+#pragma GCC unroll 4
     for (int c = 0; c < 4; c++) {
         VU a = EVEN_128(t[c], t[c + 4]), b = ODD_128(t[c], t[c + 4]);
         VU e = EVEN_128(t[c + 8], t[c + 12]), f = ODD_128(t[c + 8], t[c + 12]);
@@ -36,6 +38,7 @@ INLINE void transpose(VU (&r)[W]) {
 #undef EVEN_128
 #undef ODD_128
 #elif defined(__AVX2__)
+#pragma GCC unroll 4
     for (int q = 0; q < W; q += 4) {
         __m256i a = _mm256_unpacklo_epi32((__m256i)r[q], (__m256i)r[q + 1]);
         __m256i b = _mm256_unpackhi_epi32((__m256i)r[q], (__m256i)r[q + 1]);
@@ -44,6 +47,7 @@ INLINE void transpose(VU (&r)[W]) {
         t[q] = (VU)_mm256_unpacklo_epi64(a, c), t[q + 1] = (VU)_mm256_unpackhi_epi64(a, c);
         t[q + 2] = (VU)_mm256_unpacklo_epi64(b, d), t[q + 3] = (VU)_mm256_unpackhi_epi64(b, d);
     }
+#pragma GCC unroll 4
     for (int c = 0; c < 4; c++) {
         r[c] = (VU)_mm256_permute2x128_si256((__m256i)t[c], (__m256i)t[c + 4], 0x20);
         r[c + 4] = (VU)_mm256_permute2x128_si256((__m256i)t[c], (__m256i)t[c + 4], 0x31);
