@@ -17,7 +17,7 @@ from trunkline.cli import main as program
 from trunkline.config.compat import capability_table_markdown
 
 ROOT = Path(__file__).resolve().parent.parent
-BENCHMARKS = ("offline", "serving", "kernels")
+BENCHMARKS = ("offline", "serving", "kernels", "grammar")
 
 
 def module_map(sources: list[Source]) -> str:

@@ -356,3 +356,13 @@ def test_the_memory_plan_bounds_what_a_start_takes(tmp_path: Path) -> None:
     assert found["first_token_s"] >= found["ready_s"] > 0
     assert 0 < found["extra_bytes"] < 500_000_000 < found["weight_bytes"]
     assert start.peak_rss_bytes < resolved.memory.needed
+
+
+# ---------------------------------------------------------------------- grammar
+def test_grammar_reports_every_constraint(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "grammar", "--repeat", "1", "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert [row["name"] for row in result["constraints"]] == ["json_schema", "json_object", "regex", "ebnf"]
+    for row in result["constraints"]:
+        assert 0 < row["mask_p50"] <= row["mask_p90"] <= row["mask_p99"]
+        assert row["compile_ms"] > 0
