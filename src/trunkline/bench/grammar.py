@@ -32,7 +32,7 @@ SCHEMA = """{
     "address": {"type": "object", "required": ["zip"], "properties": {
         "street": {"type": "string"}, "zip": {"type": "string", "pattern": "^[0-9]{5}$"}}}}}"""
 VALUE = (
-    '{"name": "Maria Gonzales", "age": 42, "email": "maria@example.com", "tags": ["new", "important customer"], '
+    '{"name": "Maria Gonzales", "age": 42, "email": "maria@example.com", "tags": ["new", "a big one"], '
     '"address": {"street": "12 Long Street, Building 4", "zip": "12345"}}'
 )
 CONSTRAINTS: tuple[tuple[str, GrammarKind, str, str], ...] = (

@@ -54,6 +54,10 @@ class Document:
         except ValueError as error:
             raise GrammarError(f"the schema is no JSON: {error}", code="invalid_grammar") from error
         _check_size(root)
+        try:
+            json.dumps(root, ensure_ascii=False, default=str).encode()
+        except UnicodeEncodeError as error:
+            raise GrammarError("the schema holds a lone surrogate", code="invalid_grammar") from error
         self._root = root
         self._made: dict[str, JsonSchema] = {ANYTHING: True}
         self._checked: dict[str, JsonSchema] = {}

@@ -43,6 +43,8 @@ def choices(source: str) -> list[str]:
         raise GrammarError(f"choices are no JSON: {error}", code="invalid_grammar") from error
     if not isinstance(found, list) or not found or not all(isinstance(choice, str) for choice in found):
         raise GrammarError("choices must be a non-empty list of texts", code="invalid_grammar")
+    if any("\ud800" <= char <= "\udfff" for choice in found for char in choice):
+        raise GrammarError("a choice holds a lone surrogate", code="invalid_grammar")
     return found
 
 

@@ -315,6 +315,8 @@ def test_ordered_properties() -> None:
         ("choices", "[]"),
         ("choices", '["a", 1]'),
         ("choices", "no json"),
+        ("choices", '["\\ud800"]'),
+        ("json_schema", '{"const": "\\udc00"}'),
         ("ebnf", "root = 1"),
         ("ebnf", 'root ::= "a" root'),
         ("ebnf", "root ::= other"),
