@@ -49,6 +49,7 @@ class Case:
     pauses: bool = False  # a registered constraint: a request may run nothing now and then
     exact: bool = False
     jump_forward: bool = True
+    mask_threads: int = 0
     compile_steps: int = 0  # most steps that a grammar takes to compile
 
 
@@ -110,6 +111,7 @@ def make_case(seed: int) -> Case:
         breaks=_breaks(rng) if rng.random() < 0.06 else {},
         pauses=rng.random() < 0.05,
         jump_forward=rng.random() < 0.8,
+        mask_threads=rng.choice((0, 0, 0, 2)),
         compile_steps=rng.choice((0, 0, 1, 6)),
     )
 

@@ -140,7 +140,7 @@ class Simulation:
         )
         self.worker.trace = self._seen
         self._trace = trace
-        guidance = Guidance(self.compiler, EOS_IDS, VOCAB_SIZE)
+        guidance = Guidance(self.compiler, EOS_IDS, VOCAB_SIZE, threads=case.mask_threads)
         self.core = EngineCore(self.scheduler, self.worker, case.scheduler.depth, guidance)
         self.live: dict[str, Stream] = {}
         self.counts: Counter[str] = Counter()
@@ -419,6 +419,7 @@ class Simulation:
 
     # ------------------------------------------------------------------ the end
     def finish(self) -> None:
+        self.core.guidance.close()
         self.counts["masks"] += self.compiler.asked["masks"]
         expect(not self.live, f"requests without an end: {list(self.live)}")
         self.core.step()  # hands over the last retires

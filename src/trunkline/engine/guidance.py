@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import queue
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from typing import Protocol
 
 import numpy as np
@@ -71,10 +71,18 @@ def _pass_on(done: Future[Grammar], found: Future[Grammar]) -> None:
 
 class Guidance:
     """Makes the guides of requests, and the masks of steps. Used by the loop's thread alone; `wake` is called
-    from others when there is news. Without a compiler, grammars are refused."""
+    from others when there is news. Without a compiler, grammars are refused.
+
+    `threads` fill masks while a step runs; none: the loop's thread does, behind the forward pass. On a CPU
+    whose cores all compute, another thread would hold up all of them.
+    """
 
     def __init__(
-        self, compiler: Compiler | None = None, eos_ids: Iterable[int] = (), vocab_size: int = 0
+        self,
+        compiler: Compiler | None = None,
+        eos_ids: Iterable[int] = (),
+        vocab_size: int = 0,
+        threads: int = 0,
     ) -> None:
         self.wake: Callable[[], None] = _nothing
         self.counters = {"grammars": 0, "grammars_refused": 0}
@@ -82,7 +90,9 @@ class Guidance:
         self._eos_ids = tuple(eos_ids)
         self._words = -(-vocab_size // 32)
         self._done: queue.SimpleQueue[tuple[Request, Future[Grammar]]] = queue.SimpleQueue()
-        self._threads = ThreadPoolExecutor(min(MASK_THREADS, os.cpu_count() or 1), "trunkline-mask")
+        self._threads: ThreadPoolExecutor | None = None
+        if threads:
+            self._threads = ThreadPoolExecutor(min(threads, MASK_THREADS), "trunkline-mask")
 
     # ------------------------------------------------------------------ compiling
     def check(self, message: AddRequest) -> None:
@@ -130,11 +140,13 @@ class Guidance:
     def begin_masks(self, rows: Sequence[GuidedRow]) -> StepMasks:
         """Start on the masks of one step with the rows whose tokens are known already."""
         masks = StepMasks(self._threads, self._words)
-        masks.add(rows)
+        if self._threads is not None:
+            masks.add(rows)
         return masks
 
     def close(self) -> None:
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        if self._threads is not None:
+            self._threads.shutdown(wait=False, cancel_futures=True)
         if self._compiler is not None:
             self._compiler.close()
 
@@ -143,11 +155,13 @@ class StepMasks:
     """The masks of one step in the making. `failed`, after `result`: requests whose grammar broke down; they
     go unmasked and must be ended."""
 
-    def __init__(self, threads: ThreadPoolExecutor, words: int) -> None:
+    def __init__(self, threads: ThreadPoolExecutor | None, words: int) -> None:
         self.failed: list[tuple[Request, FinishReason]] = []
         self._threads = threads
         self._words = words
-        self._parts: list[tuple[list[GuidedRow], npt.NDArray[np.int32], Future[list[Exception | None]]]] = []
+        self._parts: list[
+            tuple[list[GuidedRow], npt.NDArray[np.int32], Callable[[], list[Exception | None]]]
+        ] = []
         self._seen: set[int] = set()
 
     def add(self, rows: Iterable[GuidedRow]) -> None:
@@ -157,13 +171,16 @@ class StepMasks:
         for low in range(0, len(fresh), ROWS_PER_TASK):
             part = fresh[low : low + ROWS_PER_TASK]
             words = np.empty((len(part), self._words), np.int32)
-            self._parts.append((part, words, self._threads.submit(_fill, part, words)))
+            fill = partial(_fill, part, words)
+            self._parts.append(
+                (part, words, fill if self._threads is None else self._threads.submit(fill).result)
+            )
 
     def result(self) -> Masks | None:
         """Wait for all. None for a step without constrained rows."""
         good: list[tuple[int, npt.NDArray[np.int32]]] = []
         for rows, words, errors in self._parts:
-            for row, mask, error in zip(rows, words, errors.result(), strict=True):
+            for row, mask, error in zip(rows, words, errors(), strict=True):
                 if error is None:
                     good.append((row.at, mask))
                 else:

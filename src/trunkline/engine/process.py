@@ -84,7 +84,11 @@ def _guidance(config: EngineConfig, spec: ModelSpec) -> Guidance:
         return llguidance_compiler(tokenizer, spec.eos_token_ids)
 
     wanted = config.grammar.backend != "none" and bool(spec.eos_token_ids)
-    return Guidance(LateCompiler(compiler) if wanted else None, spec.eos_token_ids, spec.vocab_size)
+    cores = len(os.sched_getaffinity(0))
+    spare = cores if config.model.device == "cuda" else max(0, cores - config.model.threads)
+    return Guidance(
+        LateCompiler(compiler) if wanted else None, spec.eos_token_ids, spec.vocab_size, threads=spare
+    )
 
 
 def run_loop(core: EngineCore, channel: Channel) -> None:

@@ -93,19 +93,22 @@ class TokenMasks:
     at: Sequence[int]
     words: npt.NDArray[np.int32]
 
+    def binding(self, tokens: Tensor, rows: Sequence[RowSampling]) -> TokenMasks:
+        """Without those of greedy rows whose likeliest token `tokens[i]` is allowed: they decide nothing."""
+        likeliest = tokens[torch.tensor(self.at)].numpy()
+        words = self.words.view(np.uint32)[np.arange(len(self.at)), likeliest >> 5]
+        banned = (words >> (likeliest & 31).astype(np.uint32)) & 1 == 0
+        kept = [j for j, i in enumerate(self.at) if banned[j] or not rows[i].greedy]
+        return TokenMasks([self.at[j] for j in kept], self.words[kept])
+
     def applied(self, logits: Tensor) -> Tensor:
-        """A copy with -inf in place of what is not allowed. (Adding 0 or -inf, made from the bits by integer
-        arithmetic, takes a tenth of the time of torch's masked fill.)"""
+        """The rows `at`, copied, with -inf in place of what is not allowed. (Adding 0 or -inf, made from the
+        bits by integer arithmetic, takes a tenth of the time of torch's masked fill.)"""
         packed = np.ascontiguousarray(self.words).view(np.uint8)
         bits = np.unpackbits(packed, axis=1, count=logits.shape[-1], bitorder="little")
         banned = torch.from_numpy(bits ^ 1).to(logits.device, non_blocking=True)
         bias = banned.int().mul_(_MINUS_INFINITY).view(torch.float32)
-        if len(self.at) == len(logits):
-            return logits + bias
-        logits = logits.clone()
-        for i, row in zip(self.at, bias, strict=True):
-            logits[i] += row
-        return logits
+        return bias.add_(logits if len(self.at) == len(logits) else logits[list(self.at)])
 
 
 def sample(
@@ -129,18 +132,28 @@ def sample(
         logits = logits.clone()
         for i in adjusting:
             _adjust(logits[i], rows[i], history(i), bans_stops=i not in masked)
-    if masks is not None:
-        logits = masks.applied(logits)
     tokens = _likeliest(logits)
-    if adjusting or masks is not None:
+    if adjusting:
         usable &= logits.gather(-1, tokens[:, None])[:, 0].isfinite()
+    bounded: dict[int, Tensor] = {}  # masked logits, by row
+    if masks is not None:
+        masks = masks.binding(tokens, rows) if logits.device.type == "cpu" else masks
+        if masks.at:
+            values, at = masks.applied(logits), torch.tensor(masks.at, device=logits.device)
+            tokens[at] = best = _likeliest(values)
+            usable[at] &= values.gather(-1, best[:, None])[:, 0].isfinite()
+            bounded = dict(zip(masks.at, values, strict=True))
     for filtered in (False, True):
         chosen = [i for i, row in enumerate(rows) if not row.greedy and row.filters == filtered]
         if not chosen:
             continue
         index = torch.tensor(chosen, device=logits.device)
         temperatures = torch.tensor([rows[i].params.temperature for i in chosen], device=logits.device)
-        probs = torch.softmax(logits[index] / temperatures[:, None], -1)
+        values = logits[index]
+        for j, i in enumerate(chosen):
+            if i in bounded:
+                values[j] = bounded[i]
+        probs = torch.softmax(values / temperatures[:, None], -1)
         u = uniform(
             torch.tensor([rows[i].seed for i in chosen], device=logits.device),
             torch.tensor([positions[i] for i in chosen], device=logits.device),
