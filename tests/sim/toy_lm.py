@@ -53,7 +53,7 @@ class Chooser:
         token = mix(attended ^ self.seed ^ (self.penalty * num_out)) % NUM_SAMPLED
         if choices is not None:
             while token not in choices:
-                token = (token + 1) % VOCAB_SIZE
+                token = (token + 1) % NUM_SAMPLED
         elif num_out < self.min_new:
             while token in self.banned:
                 token = (token + 1) % NUM_SAMPLED
