@@ -8,6 +8,7 @@ import signal
 import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import aclosing
 from pathlib import Path
 
 import pytest
@@ -97,13 +98,14 @@ async def test_a_killed_core_ends_its_requests_and_is_restarted(tiny_model: Path
     client = await EngineClient.launch(config_of(tiny_model))
     try:
         expected = await tokens(client, ask("before"))
-        running = asyncio.create_task(tokens(client, ask("running", 480)))
-        await asyncio.sleep(0.1)
         first = await core_pid(client)
-        os.kill(first, signal.SIGKILL)
-        killed = time.monotonic()
-        with pytest.raises(RequestError, match="killed by SIGKILL") as error:
-            await running
+        async with aclosing(client.stream(ask("running", 480))) as running:
+            assert (await anext(running)).token_ids
+            os.kill(first, signal.SIGKILL)
+            killed = time.monotonic()
+            with pytest.raises(RequestError, match="killed by SIGKILL") as error:
+                async for _ in running:
+                    pass
         assert error.value.status == 503 and time.monotonic() - killed < 2
         with pytest.raises(RequestError, match="restarting"):
             await tokens(client, ask("meanwhile"))
