@@ -99,7 +99,7 @@ async def measure(options: Options, resolved: Resolved, started: float) -> dict[
             client.ready.vocab_size,
             options.seed,
         )
-        await warm_up(client, options.warmup, grammar_of(options))
+        await warm_up(client, options.warmup, len(prompts[0]), grammar_of(options))
         before = await client.stats()
         lines, total = await run_all(client, prompts, options)
         after = await client.stats()
@@ -129,11 +129,12 @@ def grammar_of(options: Options) -> GrammarSpec | None:
     return GrammarSpec("json_schema", Path(options.json_schema).read_text("utf-8"), ordered=True)
 
 
-async def warm_up(client: EngineClient, count: int, grammar: GrammarSpec | None) -> None:
-    """A few short requests, then an empty cache: first calls set up libraries, and compile the grammar."""
+async def warm_up(client: EngineClient, count: int, length: int, grammar: GrammarSpec | None) -> None:
+    """A few requests of the workload's length, then an empty cache: first calls set up libraries, touch
+    memory that later ones find in place, and compile the grammar."""
     params = SamplingParams(temperature=0.0, max_new_tokens=2, ignore_eos=True)
     for i in range(count):
-        request = AddRequest(rid=f"warm-{i}", token_ids=[1] * 8, params=params, grammar=grammar)
+        request = AddRequest(rid=f"warm-{i}", token_ids=[1] * length, params=params, grammar=grammar)
         async for out in client.stream(request):
             _raise_if_aborted(out)
     await client.flush_cache()
