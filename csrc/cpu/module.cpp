@@ -160,7 +160,7 @@ void call_packed_embedding(nb::handle ids_object, nb::handle panels_object, int 
         unpack_rows(panels.data, format, n, k, rows, ids.size[0], out.data, threads);
 }
 
-// The largest column of each row: values float32, indices int32 and whether all are finite, uint8.
+// The largest column of each row, int64, and whether all of them are finite, uint8.
 void call_linear_top(nb::handle x_object, nb::handle panels_object, int bits, long group, long k, long n,
                      nb::handle index_object, nb::handle finite_object, int threads) {
     Tensor x("linear_top", "x", x_object), panels("linear_top", "panels", panels_object),

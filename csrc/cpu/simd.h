@@ -96,7 +96,6 @@ INLINE VI splat_int(int32_t value) {
     return VI{value, value, value, value};
 #endif
 }
-INLINE VI to_int(VF v) { return __builtin_convertvector(v, VI); }
 INLINE VF to_float(VI v) { return __builtin_convertvector(v, VF); }
 
 // acc + the sum of four products of unsigned and signed bytes in each lane, exactly.
@@ -168,7 +167,7 @@ INLINE float largest(VF v) {
 }
 
 // e^x by Cody-Waite reduction and the polynomial of Cephes' expf: relative error below 2e-7. Zero below
-// -87.3, infinity above 88.4; NaN stays NaN. Used everywhere, so that a lane's place changes no bit.
+// -87.3, infinity above 88.4; NaN stays NaN.
 INLINE VF exp(VF x) {
     VF low = splat(-87.336544f), high = splat(88.722839f);
     VF c = x < low ? low : x;
@@ -188,7 +187,6 @@ INLINE VF exp(VF x) {
     VF result = p * (VF)((__builtin_convertvector(whole, VI) + 127) << 23);
     return x < low ? VF{} : result;
 }
-INLINE float exp_one(float x) { return exp(splat(x))[0]; }
 
 INLINE VF silu(VF x) { return x / (exp(-x) + 1.0f); }
 
