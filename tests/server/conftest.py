@@ -16,7 +16,7 @@ from trunkline.config.schema import EngineConfig, ModelConfig, SchedulerConfig, 
 from trunkline.engine.frontend import Frontend
 from trunkline.metrics.prometheus import Metrics
 from trunkline.server.call import ServedModel
-from trunkline.server.http import Gate
+from trunkline.server.gate import Gate
 from trunkline.server.routes import build_app
 from trunkline.text.chat_template import ChatTemplate
 from trunkline.text.tokenizer import Tokenizer

@@ -17,8 +17,8 @@ from tests.server.conftest import events_of, http_client, make_app, with_key
 from tests.server.fake_client import FakeClient
 from trunkline.config.schema import EngineConfig
 from trunkline.server import http as http_module
-from trunkline.server.http import Gate
-from trunkline.server.routes import OPEN_PATHS
+from trunkline.server.endpoint import Access
+from trunkline.server.gate import Gate
 from trunkline.text.tokenizer import Tokenizer
 from trunkline.types import FinishReason
 
@@ -90,13 +90,14 @@ async def test_every_route_wants_the_key_but_the_open_ones(
     client: FakeClient, tokenizer: Tokenizer, config: EngineConfig
 ) -> None:
     app = make_app(client, tokenizer, with_key(config, "sekrit"))
-    routes = [(route.path, method) for route in app._router.routes for method in route.methods or ()]  # type: ignore[attr-defined]
-    assert {path for path, _ in routes} >= OPEN_PATHS == {"/health", "/health_generate", "/ready", "/metrics"}
+    routes = [(endpoint.path, method) for endpoint in app.table.endpoints for method in endpoint.methods]
+    open_paths = {endpoint.path for endpoint in app.table.endpoints if endpoint.access is Access.OPEN}
+    assert open_paths == {"/health", "/health_generate", "/ready", "/metrics"}
     async with http_client(app) as http:
         for path, method in [*routes, ("/nope", "GET")]:
             for header in ({}, {"authorization": "Bearer wrong"}, {"authorization": "Basic sekrit"}):
                 response = await http.request(method, path, headers=header)
-                assert (response.status_code == 401) == (path not in OPEN_PATHS), (method, path, header)
+                assert (response.status_code == 401) == (path not in open_paths), (method, path, header)
             response = await http.request(method, path, headers={"authorization": "Bearer sekrit"})
             assert response.status_code != 401
         response = await http.post(CHAT, json=HI)

@@ -17,13 +17,29 @@ from trunkline.engine.frontend import Chunk, GenerationRequest, Prepared
 from trunkline.engine.native import cache_salt
 from trunkline.engine.usage import Usage
 from trunkline.server.call import Json, ServedModel, includes_usage, request_ids, usage_dict
+from trunkline.server.endpoint import Access, Endpoint, Parts
 from trunkline.server.fields import CHAT_FIELDS
+from trunkline.server.respond import generation
 from trunkline.server.tools.hermes import BEGIN, HermesParser, ToolCall
 from trunkline.text.chat_template import ChatTemplate
 from trunkline.text.tokenizer import Tokenizer
 from trunkline.types import FinishReason, LogprobParams, RequestError, TokenLogprobs
 
 THINK_BEGIN = "<think>"
+
+
+def endpoints(parts: Parts) -> list[Endpoint]:
+    handler = generation(parse_chat, parts)
+    return [
+        Endpoint(
+            "/v1/chat/completions",
+            ("POST",),
+            handler,
+            Access.USER,
+            CHAT_FIELDS,
+            summary="The answer in a chat",
+        )
+    ]
 
 
 @dataclass(frozen=True, kw_only=True)

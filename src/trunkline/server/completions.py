@@ -15,12 +15,28 @@ from trunkline.engine.frontend import Chunk, GenerationRequest, Prepared
 from trunkline.engine.native import cache_salt
 from trunkline.engine.usage import Usage
 from trunkline.server.call import Json, ServedModel, includes_usage, request_ids, usage_dict
+from trunkline.server.endpoint import Access, Endpoint, Parts
 from trunkline.server.fields import COMPLETION_FIELDS
+from trunkline.server.respond import generation
 from trunkline.text.detokenizer import Detokenizer
 from trunkline.text.tokenizer import Tokenizer
 from trunkline.types import LogprobParams, RequestError, TokenLogprobs
 
 DEFAULT_MAX_TOKENS = 16
+
+
+def endpoints(parts: Parts) -> list[Endpoint]:
+    handler = generation(parse_completion, parts)
+    return [
+        Endpoint(
+            "/v1/completions",
+            ("POST",),
+            handler,
+            Access.USER,
+            COMPLETION_FIELDS,
+            summary="What follows a text",
+        )
+    ]
 
 
 @dataclass(frozen=True, kw_only=True)

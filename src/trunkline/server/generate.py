@@ -8,8 +8,16 @@ from typing import Any
 
 from trunkline.engine.fields import SAMPLING_FIELDS
 from trunkline.engine.frontend import Chunk, GenerationRequest, Prepared
-from trunkline.engine.native import NativeCall, answers, join_answers, parse_call
+from trunkline.engine.native import GENERATE_FIELDS, NativeCall, answers, join_answers, parse_call
 from trunkline.server.call import Json, ServedModel
+from trunkline.server.endpoint import Access, Endpoint, Parts
+from trunkline.server.respond import generation
+
+
+def endpoints(parts: Parts) -> list[Endpoint]:
+    handler = generation(parse_generate, parts)
+    summary = "Generate, with all that the native interface offers"
+    return [Endpoint("/generate", ("POST", "PUT"), handler, Access.USER, GENERATE_FIELDS, summary=summary)]
 
 
 @dataclass(frozen=True, kw_only=True)

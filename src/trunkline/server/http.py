@@ -1,37 +1,30 @@
-"""What every route shares: bodies in, errors out, disconnects, the API key, the access log."""
+"""What every route shares: bodies and queries in, answers and errors out, disconnects."""
 
 from __future__ import annotations
 
 import asyncio
-import hmac
 import logging
 import re
-import time
-import uuid
-from collections.abc import Callable, Coroutine
+from collections.abc import Coroutine, Mapping
 from typing import Any
 
 import msgspec
-from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
-from starlette.routing import Match, Router
-from starlette.types import Message, Receive, Scope, Send
+from starlette.types import Receive
 
+from trunkline.engine.fields import Rule, read_fields
 from trunkline.engine.frontend import RETRY_AFTER
 from trunkline.grammar.protocol import GrammarError
-from trunkline.metrics.prometheus import Metrics
 from trunkline.types import RequestError
 
 MAX_BODY = 32 * 2**20  # bytes
 BODY_TIME = 60.0  # seconds in which a body must have come
-CLIENT_GONE = 499  # status in the log of a request whose client left
 
 log = logging.getLogger(__name__)
-access_log = logging.getLogger("trunkline.access")
 
 
-# ---------------------------------------------------------------------- bodies
+# ---------------------------------------------------------------------- what comes in
 async def read_json(request: Request) -> dict[str, Any]:
     """The body, which must be a JSON object. Raises RequestError saying where it is not."""
     data = await _read_body(request)
@@ -52,6 +45,22 @@ async def read_json(request: Request) -> dict[str, Any]:
     if not isinstance(body, dict):
         raise RequestError("the body must be a JSON object", code="invalid_type")
     return body
+
+
+async def read_body(request: Request, table: Mapping[str, Rule]) -> dict[str, Any]:
+    """The body's fields, checked against the table of its route. Raises RequestError."""
+    return read_fields(table, await read_json(request))
+
+
+def read_query(table: Mapping[str, Rule], request: Request) -> dict[str, Any]:
+    """The address's parameters, checked; numbers as such. Raises RequestError."""
+    found: dict[str, float | str] = {}
+    for name, text in request.query_params.items():
+        try:
+            found[name] = float(text)
+        except ValueError:
+            found[name] = text
+    return read_fields(table, found)
 
 
 def _bad_json(what: str) -> RequestError:
@@ -131,89 +140,3 @@ async def until_disconnect(receive: Receive, work: Coroutine[Any, Any, None]) ->
 async def _disconnected(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
-
-
-# ---------------------------------------------------------------------- the outermost layer
-class Gate:
-    """Wraps the routes: API key first (for unknown routes too), errors as JSON, one log line each."""
-
-    def __init__(
-        self, router: Router, open_paths: frozenset[str], api_key: str | None, metrics: Metrics
-    ) -> None:
-        self._router = router
-        self._open_paths = open_paths
-        self._key = None if api_key is None else api_key.encode()
-        self._metrics = metrics
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            return  # nothing else is served; the server closes it
-        started, status = time.monotonic(), 0
-        request_id = scope["request_id"] = uuid.uuid4().hex
-        scope["app"] = self  # so that the router raises for unknown routes and methods
-
-        async def send_noting(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-                message["headers"] = [*message.get("headers", ()), (b"x-request-id", request_id.encode())]
-            await send(message)
-
-        self._metrics.http_started()
-        try:
-            await self._answer(scope, receive, send_noting, lambda: status != 0)
-        except ClientDisconnect:
-            status = CLIENT_GONE
-        finally:
-            route, method = self._route_name(scope), scope["method"]
-            self._metrics.http_ended(method if route != "unknown" else "any", route, status)
-            client = scope.get("client") or ("-", 0)
-            millis = (time.monotonic() - started) * 1000
-            access_log.info(
-                "%s %r %d %.1fms %s", client[0], f"{method} {scope['path']}", status, millis, request_id
-            )
-
-    async def _answer(self, scope: Scope, receive: Receive, send: Send, begun: Callable[[], bool]) -> None:
-        try:
-            self._authorize(scope)
-            await self._router(scope, receive, send)
-        except ClientDisconnect:
-            raise
-        except Exception as error:
-            refusal = _as_refusal(error, scope)
-            if not begun():
-                await error_response(refusal)(scope, receive, send)
-
-    def _authorize(self, scope: Scope) -> None:
-        if self._key is None or scope["path"] in self._open_paths:
-            return
-        given = dict(scope["headers"]).get(b"authorization", b"")
-        scheme, _, key = given.partition(b" ")
-        right = hmac.compare_digest(key.strip(), self._key)
-        if not (right and scheme.lower() == b"bearer"):
-            raise RequestError(
-                "a valid API key is needed: send the header Authorization: Bearer KEY",
-                code="invalid_api_key",
-                status=401,
-            )
-
-    def _route_name(self, scope: Scope) -> str:
-        for route in self._router.routes:
-            if route.matches(scope)[0] is not Match.NONE:
-                return str(getattr(route, "path", "unknown"))
-        return "unknown"
-
-
-def _as_refusal(error: Exception, scope: Scope) -> RequestError:
-    if isinstance(error, RequestError):
-        return error
-    if isinstance(error, HTTPException):
-        what = {
-            404: ("there is no such route", "not_found"),
-            405: ("the route has other methods", "method_not_allowed"),
-        }
-        message, code = what.get(error.status_code, ("the request was refused", "refused"))
-        return RequestError(
-            f"{message}: {scope['method']} {scope['path'][:200]}", code=code, status=error.status_code
-        )
-    return internal_error(error, scope["request_id"])

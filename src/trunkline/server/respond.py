@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from functools import partial
 from typing import Any
@@ -15,6 +15,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from trunkline.engine.frontend import Frontend
 from trunkline.metrics.prometheus import Metrics
 from trunkline.server.call import Call, Json, ServedModel
+from trunkline.server.endpoint import Handler, Parts
 from trunkline.server.http import error_body, internal_error, json_response, read_json, until_disconnect
 from trunkline.types import RequestError
 
@@ -27,10 +28,9 @@ _SSE_HEADERS = (
 )
 
 
-def generation(
-    parse: Callable[[Json, ServedModel], Call], model: ServedModel, frontend: Frontend, metrics: Metrics
-) -> Callable[[Request], Awaitable[ASGIApp]]:
+def generation(parse: Callable[[Json, ServedModel], Call], parts: Parts) -> Handler:
     """A generating route. `parse` checks a body; it may take a while for a large one."""
+    model, frontend, metrics = parts.model, parts.frontend, parts.metrics
 
     async def handle(request: Request) -> ASGIApp:
         body = await read_json(request)
