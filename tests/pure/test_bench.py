@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import gc
 import json
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,19 +14,13 @@ from trunkline.bench import kernels
 from trunkline.bench.offline import Options as OfflineOptions
 from trunkline.bench.offline import Timeline, timed, with_pool
 from trunkline.bench.report import percentile, random_prompts, rate, show, spread
-from trunkline.bench.serving import Options, Sample, arrivals, measure, server_words, summary
-from trunkline.bench.sse import HttpError, events, fetch
 from trunkline.bench.startup import Options as StartupOptions
 from trunkline.bench.startup import measure as measure_start
 from trunkline.bench.startup import report as report_starts
-from trunkline.cli.chat import Options as ChatOptions
-from trunkline.cli.chat import Remote
 from trunkline.cli.main import main
 from trunkline.cli.make_model import make_model
 from trunkline.config.cli import parse
-from trunkline.config.flags import Args
 from trunkline.config.resolve import load_config
-from trunkline.types import RequestError
 
 ISSUE_FIELDS = {
     "load_s", "steps", "prompt_tokens", "cached_tokens", "output_tokens", "total_s", "prefill_tokens_per_s",
@@ -63,13 +53,6 @@ def test_prompts_share_exactly_the_prefix() -> None:
     assert prompts == random_prompts(3, 5, 7, 1000, seed=1) != random_prompts(3, 5, 7, 1000, seed=2)
     assert all(len(p) == 12 and p[:7] == prompts[0][:7] and max(p) < 985 for p in prompts)
     assert len({tuple(p[7:]) for p in prompts}) == 3
-
-
-def test_arrivals_are_a_seeded_poisson_process() -> None:
-    assert arrivals(3, None, 0) == [0.0, 0.0, 0.0]
-    due = arrivals(2000, 10.0, 5)
-    assert due == arrivals(2000, 10.0, 5) == sorted(due)
-    assert 180 < due[-1] < 220  # 2,000 at 10 a second
 
 
 def test_rates_split_where_the_last_request_got_its_first_token() -> None:
@@ -131,196 +114,6 @@ def test_offline_tells_what_cannot_run(tiny: Path, capsys: pytest.CaptureFixture
     words = ["bench", "offline", "--model-path", str(tiny), "--max-total-tokens", "256", "--cpu-threads", "1"]
     assert main([*words, "--input-len", "300", "--num-prompts", "1"]) == 2
     assert "300" in capsys.readouterr().err
-
-
-# ---------------------------------------------------------------------- HTTP
-Reply = Callable[[bytes], list[bytes]]
-
-
-@asynccontextmanager
-async def stub(reply: Reply) -> AsyncIterator[str]:
-    """A server that answers each request with the given pieces, each flushed by itself."""
-
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        head = await reader.readuntil(b"\r\n\r\n")
-        length = next(
-            int(x.split(b":")[1]) for x in head.split(b"\r\n") if x.lower().startswith(b"content-length")
-        )
-        body = await reader.readexactly(length)
-        with contextlib.suppress(ConnectionError):  # a client that has all it needs may leave
-            for piece in reply(head + body):
-                writer.write(piece)
-                await writer.drain()
-                await asyncio.sleep(0)
-        writer.close()
-
-    server = await asyncio.start_server(serve, "127.0.0.1", 0)
-    async with server:
-        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-
-
-def chunked(text: bytes, size: int) -> list[bytes]:
-    """A 200 answer in HTTP chunks of `size` bytes."""
-    head = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
-    parts = [text[i : i + size] for i in range(0, len(text), size)]
-    return [head, *(b"%x\r\n%s\r\n" % (len(p), p) for p in parts), b"0\r\n\r\n"]
-
-
-def plain(status: str, body: bytes) -> list[bytes]:
-    return [f"HTTP/1.1 {status}\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n".encode(), body]
-
-
-async def collect(reply: Reply) -> list[Any]:
-    async with stub(reply) as url:
-        return [event async for event in events(f"{url}/x?y=1", {"a": 1}, {"X-Test": "1"})]
-
-
-@pytest.mark.parametrize("size", [1, 2, 7, 1000])
-async def test_streams_read_the_same_however_they_are_cut(size: int) -> None:
-    text = ': comment\n\ndata: {"n": 1}\n\ndata:{"n": "€ü"}\r\n\r\ndata: [DONE]\n\n'.encode()
-    assert await collect(lambda request: chunked(text, size)) == [{"n": 1}, {"n": "€ü"}]
-    assert await collect(lambda request: [b"HTTP/1.1 200 OK\r\n\r\n", text]) == [{"n": 1}, {"n": "€ü"}]
-
-
-async def test_the_request_is_what_was_asked_for() -> None:
-    seen: list[bytes] = []
-
-    def reply(request: bytes) -> list[bytes]:
-        seen.append(request)
-        return chunked(b"data: [DONE]\n\n", 5)
-
-    await collect(reply)
-    assert (
-        seen[0].startswith(b"POST /x?y=1 HTTP/1.1\r\n")
-        and b"X-Test: 1" in seen[0]
-        and seen[0].endswith(b'{"a": 1}')
-    )
-
-
-@pytest.mark.parametrize(
-    ("pieces", "said"),
-    [
-        (plain("400 Bad Request", b'{"error": {"message": "too long"}}'), "HTTP 400: too long"),
-        (plain("502 Bad Gateway", b"<html>"), "HTTP 502: <html>"),
-        (chunked(b'data: {"error": {"message": "died"}}\n\n', 9), "died"),
-        (chunked(b'data: {"n": 1}\n\n', 9), "without"),
-    ],
-)
-async def test_failures_carry_the_servers_words(pieces: list[bytes], said: str) -> None:
-    with pytest.raises(HttpError, match=said):
-        await collect(lambda request: pieces)
-
-
-async def test_pages_are_fetched() -> None:
-    async with stub(lambda request: plain("200 OK", b"a\nb")) as url:
-        assert await fetch(url, {}) == b"ab"
-
-
-async def test_chat_with_a_server(caplog: pytest.LogCaptureFixture) -> None:
-    asked: list[Any] = []
-
-    def reply(request: bytes) -> list[bytes]:
-        if request.startswith(b"GET /v1/models"):
-            return plain("200 OK", b'{"data": [{"id": "stub"}]}')
-        asked.append(json.loads(request.split(b"\r\n\r\n", 1)[1]))
-        deltas = [{"role": "assistant"}, {"content": "a"}, {"content": None}, {"content": "b"}]
-        lines = [b"data: %s\n\n" % json.dumps({"choices": [{"delta": d}]}).encode() for d in deltas]
-        return chunked(b"".join(lines) + b"data: [DONE]\n\n", 30)
-
-    def talk(url: str) -> list[str]:
-        remote = Remote(ChatOptions(url=url, max_tokens=7, api_key="k"))
-        try:
-            whole = list(remote.reply([{"role": "user", "content": "hi"}], True))
-            cut = remote.reply([{"role": "user", "content": "hi"}], None)
-            next(cut)
-            cut.close()  # as Ctrl-C does
-            return whole
-        finally:
-            remote.close()
-
-    async with stub(reply) as url:
-        assert await asyncio.to_thread(talk, url) == ["a", "b"]
-    assert asked[0]["chat_template_kwargs"] == {"enable_thinking": True} and asked[0]["max_tokens"] == 7
-    assert "chat_template_kwargs" not in asked[1]
-    gc.collect()
-    assert not caplog.records  # such as tasks that were left behind
-
-
-# ---------------------------------------------------------------------- serving
-def completions(fail: bool = False) -> Reply:
-    """A model server that streams three tokens, one of them cached prompt; every other request may fail."""
-    count = 0
-
-    def reply(request: bytes) -> list[bytes]:
-        nonlocal count
-        if request.startswith(b"GET /v1/models"):
-            return plain("200 OK", b'{"data": [{"id": "stub"}]}')
-        count += 1
-        if fail and count % 2:
-            return plain("429 Too Many Requests", b'{"error": {"message": "queue full"}}')
-        body = json.loads(request.split(b"\r\n\r\n", 1)[1])
-        assert body["ignore_eos"] and body["stream"] and body["model"] == "stub"
-        pieces = [{"choices": [{"text": "x"}]}] * 3
-        usage = {"prompt_tokens": len(body["prompt"]), "completion_tokens": 3}
-        pieces += [{"choices": [], "usage": {**usage, "prompt_tokens_details": {"cached_tokens": 1}}}]
-        return chunked(
-            b"".join(b"data: %s\n\n" % json.dumps(p).encode() for p in pieces) + b"data: [DONE]\n\n", 40
-        )
-
-    return reply
-
-
-async def test_serving_counts_what_the_server_says() -> None:
-    async with stub(completions()) as url:
-        options = Options(num_prompts=4, input_len=5, output_len=3, max_concurrency=2, request_rate=1000.0)
-        result = await measure(options, url)
-    assert (result["completed"], result["failed"], result["model"]) == (4, 0, "stub")
-    assert (result["prompt_tokens"], result["cached_tokens"], result["output_tokens"]) == (20, 4, 12)
-    assert set(result) >= {f"{name}_{part}" for name in ("ttft", "itl", "tpot", "e2e") for part in SPREAD}
-    json.dumps(result)
-
-
-async def test_serving_counts_failures_and_tells_the_first() -> None:
-    async with stub(completions(fail=True)) as url:
-        result = await measure(Options(num_prompts=4, input_len=5, output_len=3, max_concurrency=1), url)
-    assert (result["completed"], result["failed"]) == (2, 2)
-    assert "queue full" in str(result["first_error"])
-
-
-def test_serving_latencies_count_from_when_a_request_was_due() -> None:
-    samples = [Sample(ttft=1.0, total=3.0, gaps=[1.0, 1.0], output_tokens=3), Sample(error="x")]
-    found = summary(samples, 4.0)
-    assert (found["ttft_p50_ms"], found["tpot_p50_ms"], found["e2e_p50_ms"]) == (1000.0, 1000.0, 3000.0)
-    assert found["requests_per_s"] == 0.25
-
-
-def test_a_server_that_is_not_there_is_told(free_port: int) -> None:
-    with pytest.raises(RequestError) as caught:
-        asyncio.run(measure(Options(), f"http://127.0.0.1:{free_port}"))
-    assert caught.value.code == "no_server" and caught.value.param == "--url"
-
-
-def test_the_started_server_gets_the_engines_flags() -> None:
-    words = (
-        "--model-path m --page-size 4 --disable-radix-cache --tp 1 --num-prompts 3 --log-level error".split()
-    )
-    options = parse(words, Options)
-    assert parse(server_words(options), Args) == Args(
-        model_path="m", page_size=4, disable_radix_cache=True, log_level="error", accepted=("--tp 1",)
-    )
-
-
-def test_serving_starts_and_stops_a_server_of_its_own(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = "bench serving --json --num-prompts 3 --input-len 8 --output-len 4 --cpu-threads 1"
-    assert main([*words.split(), "--max-total-tokens", "512", "--model-path", str(tiny)]) == 0
-    result = json.loads(capsys.readouterr().out)
-    assert (result["completed"], result["failed"], result["output_tokens"]) == (3, 0, 12)
-    assert result["load_s"] > 0 and result["peak_rss_bytes"] > 0
-
-
-def test_a_server_that_cannot_start_is_told(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["bench", "serving", "--model-path", "/no/such/model"]) == 2
-    assert "ended with status 2" in capsys.readouterr().err
 
 
 # ---------------------------------------------------------------------- kernels

@@ -13,12 +13,11 @@ from pathlib import Path
 from statistics import median
 
 from trunkline.bench.report import show
-from trunkline.bench.serving import START_TIMEOUT, free_port, server_words
-from trunkline.bench.serving import Options as ServingOptions
-from trunkline.bench.sse import events
+from trunkline.bench.server import START_TIMEOUT, free_port, server_words
 from trunkline.config.cli import help_text, parse, wants_help
 from trunkline.config.flags import Args, again, flag
 from trunkline.config.resolve import Resolved, load_config
+from trunkline.lang.http import HttpClient
 from trunkline.types import RequestError
 
 ABOUT = (
@@ -77,8 +76,7 @@ def report(resolved: Resolved, starts: list[Start]) -> dict[str, object]:
 async def measure(options: Options) -> Start:
     """One start of a server on a free port. Raises RequestError when it ends instead."""
     port = free_port(options.host)
-    serving = ServingOptions(**{name: getattr(options, name) for name in Args.__dataclass_fields__})
-    command = [sys.executable, "-m", "trunkline.launch_server", *server_words(serving), "--port", str(port)]
+    command = [sys.executable, "-m", "trunkline.launch_server", *server_words(options), "--port", str(port)]
     started = time.perf_counter()
     server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
@@ -100,8 +98,8 @@ async def measure(options: Options) -> Start:
 async def _first_token(options: Options, port: int) -> None:
     headers = {"Authorization": f"Bearer {options.api_key}"} if options.api_key else {}
     body = {"prompt": _PROMPT, "max_tokens": _OUTPUT, "temperature": 0, "ignore_eos": True, "stream": True}
-    url = f"http://{options.host}:{port}/v1/completions"
-    async with aclosing(events(url, body, headers)) as stream:
+    client = HttpClient(f"http://{options.host}:{port}", headers)
+    async with aclosing(client.events("/v1/completions", body)) as stream:
         async for event in stream:
             if event["choices"]:
                 return

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
@@ -189,19 +188,19 @@ class Remote:
     def __init__(self, options: Options) -> None:
         import asyncio
 
-        from trunkline.bench.sse import fetch
+        from trunkline.lang.http import HttpClient
 
         assert options.url is not None
-        self._url = options.url.rstrip("/")
-        self._headers = {"Authorization": f"Bearer {options.api_key}"} if options.api_key else {}
+        headers = {"Authorization": f"Bearer {options.api_key}"} if options.api_key else {}
         self._loop = asyncio.new_event_loop()
         try:
-            models = json.loads(self._loop.run_until_complete(fetch(f"{self._url}/v1/models", self._headers)))
+            self._client = HttpClient(options.url, headers)
+            models = self._loop.run_until_complete(self._client.json("GET", "/v1/models"))
             self.name = options.served_model_name or str(models["data"][0]["id"])
-        except (OSError, EOFError, ValueError, RequestError) as error:
+        except (OSError, EOFError, TypeError, LookupError, ValueError, RequestError) as error:
             self._loop.close()
             raise RequestError(
-                f"{self._url} does not answer: {error}", code="no_server", param="--url"
+                f"{options.url} does not answer: {error}", code="no_server", param="--url"
             ) from None
         self._body: dict[str, Any] = {"model": self.name, "stream": True}
         if options.temperature is not None:
@@ -210,12 +209,10 @@ class Remote:
             self._body["max_tokens"] = options.max_tokens
 
     def reply(self, messages: list[Message], think: bool | None) -> Iterator[str]:
-        from trunkline.bench.sse import events
-
         body = {**self._body, "messages": messages}
         if think is not None:
             body["chat_template_kwargs"] = {"enable_thinking": think}
-        stream = events(f"{self._url}/v1/chat/completions", body, self._headers)
+        stream = self._client.events("/v1/chat/completions", body)
         try:
             while (event := self._loop.run_until_complete(anext(stream, None))) is not None:
                 for choice in event.get("choices", ()):
@@ -225,4 +222,5 @@ class Remote:
             self._loop.run_until_complete(stream.aclose())
 
     def close(self) -> None:
+        self._client.close()
         self._loop.close()

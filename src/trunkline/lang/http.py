@@ -29,11 +29,16 @@ class EndpointError(RequestError):
 class HttpClient:
     """One server. Use it on one event loop; any number of requests may run at once.
 
-    `verify`: False trusts any certificate, a path names the file of authorities to trust.
+    `verify`: False trusts any certificate, a path names the file of authorities to trust. A server that has
+    too much to do is asked `tries` times.
     """
 
     def __init__(
-        self, base_url: str, headers: Mapping[str, str] | None = None, verify: bool | str | None = None
+        self,
+        base_url: str,
+        headers: Mapping[str, str] | None = None,
+        verify: bool | str | None = None,
+        tries: int = TRIES,
     ) -> None:
         parts = urlsplit(base_url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
@@ -41,6 +46,7 @@ class HttpClient:
         self._host, self._tls = parts.hostname, _tls(verify) if parts.scheme == "https" else None
         self._port = parts.port or (443 if self._tls else 80)
         self._root = parts.path.rstrip("/")
+        self._tries = tries
         fields = {"Host": parts.netloc, "Content-Type": "application/json", **(headers or {})}
         self._head = "".join(f"{name}: {value}\r\n" for name, value in fields.items())
         self._idle: list[Connection] = []
@@ -79,15 +85,15 @@ class HttpClient:
         """The answer's body in pieces. A server that has too much to do is asked again, when it says."""
         content = b"" if body is None else json.dumps(body).encode()
         head = f"{method} {self._root}{path} HTTP/1.1\r\n{self._head}Content-Length: {len(content)}\r\n\r\n"
-        for attempt in range(TRIES):
+        for attempt in range(self._tries):
             (reader, writer), status, fields = await self._send(head.encode() + content)
             whole = False
             try:
-                pieces = _body(reader, fields)
-                text = b"".join([piece async for piece in pieces]) if status >= 400 else b""
-                if status < 400:
-                    async for piece in pieces:
-                        yield piece
+                async with aclosing(_body(reader, fields)) as pieces:
+                    text = b"".join([piece async for piece in pieces]) if status >= 400 else b""
+                    if status < 400:
+                        async for piece in pieces:
+                            yield piece
                 whole = True
             except asyncio.IncompleteReadError as error:
                 raise EndpointError("the answer broke off", code="connection_closed", status=502) from error
@@ -98,7 +104,7 @@ class HttpClient:
                     writer.close()
             if status < 400:
                 return
-            if status not in BUSY or attempt == TRIES - 1:
+            if status not in BUSY or attempt == self._tries - 1:
                 raise _refusal(text, status)
             await asyncio.sleep(_seconds(fields.get("retry-after"), 0.25 * 2**attempt))
 
