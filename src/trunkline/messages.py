@@ -5,6 +5,8 @@ Text never crosses: prompts arrive as token ids and outputs leave as token ids.
 
 from __future__ import annotations
 
+from typing import Literal
+
 import msgspec
 
 from trunkline.types import (
@@ -48,11 +50,18 @@ class GetStats(msgspec.Struct, frozen=True, tag="stats"):
     call: str
 
 
+class GetSnapshot(msgspec.Struct, frozen=True, tag="look"):
+    """Ask what the engine looks like now. Steps are recorded from the first of these on, while they come."""
+
+    call: str
+    nodes: int = 240  # most edges of the radix tree that the answer may hold
+
+
 class Shutdown(msgspec.Struct, frozen=True, tag="shutdown"):
     """Stop the core: live requests are aborted and told so."""
 
 
-ToCore = AddRequest | Abort | FlushCache | GetStats | Shutdown
+ToCore = AddRequest | Abort | FlushCache | GetStats | GetSnapshot | Shutdown
 
 
 class TokensOut(msgspec.Struct, frozen=True, tag="out", omit_defaults=True, kw_only=True):
@@ -68,7 +77,7 @@ class TokensOut(msgspec.Struct, frozen=True, tag="out", omit_defaults=True, kw_o
     prompt_logprobs: list[TokenLogprobs] | None = None
     cached_tokens: int = 0  # prompt tokens taken from the prefix cache
     retractions: int = 0  # times the request was preempted
-    forced: list[int] = []  # indices into `token_ids` of those that its grammar dictated: no step chose them
+    forced: list[int] = []  # indices into `token_ids` of those that its grammar dictated
     finish: FinishReason | None = None
 
 
@@ -89,6 +98,61 @@ class Stats(msgspec.Struct, frozen=True, tag="stats", kw_only=True):
     call: str
     gauges: dict[str, float]
     counters: dict[str, float]
+
+
+class TreeEdge(msgspec.Struct, frozen=True, array_like=True):
+    """One edge of the radix tree. `number` stays its own for as long as it lives; a root has parent 0 and no
+    tokens, one for each namespace."""
+
+    number: int
+    parent: int
+    tokens: int
+    locks: int  # running requests whose prefix it belongs to
+    idle: int  # uses of the tree since its last one
+    hidden: int  # children that are not in the answer
+    head: list[int]  # its first tokens
+
+
+class RequestState(msgspec.Struct, frozen=True):
+    """How far one request is. `edge`: the last edge of the tree that it holds, 0 if none."""
+
+    rid: str
+    arrival: int
+    phase: Literal["compiling", "waiting", "running"]
+    prompt_tokens: int
+    computed: int  # tokens whose KV exists
+    output_tokens: int
+    max_output: int
+    cached_tokens: int
+    retractions: int
+    edge: int
+    own_pages: int  # pages that it does not share yet
+    awaits_prefix: bool  # another request is computing what it needs
+
+
+class StepRecord(msgspec.Struct, frozen=True, array_like=True):
+    """One step. `ended`: seconds on the clock of `Snapshot.now`."""
+
+    step: int
+    ended: float
+    seconds: float
+    prompt_tokens: int
+    decode_tokens: int
+    rows: int
+
+
+class Snapshot(msgspec.Struct, frozen=True, tag="snapshot", kw_only=True):
+    """Answer to GetSnapshot: bounded, whatever the engine holds. Not all requests, edges and steps need be
+    in it; `num_edges` and the gauges count all."""
+
+    call: str
+    now: float
+    gauges: dict[str, float]
+    counters: dict[str, float]
+    num_edges: int
+    edges: list[TreeEdge]  # parents before their children
+    requests: list[RequestState]
+    steps: list[StepRecord]
 
 
 class FlushDone(msgspec.Struct, frozen=True, tag="flushed"):
@@ -117,7 +181,7 @@ class Outputs(msgspec.Struct, frozen=True, tag="outs"):
     items: list[TokensOut]
 
 
-FromCore = Ready | Outputs | Stats | FlushDone | Heartbeat | Failed
+FromCore = Ready | Outputs | Stats | Snapshot | FlushDone | Heartbeat | Failed
 
 encode = msgspec.msgpack.Encoder().encode
 decode_to_core = msgspec.msgpack.Decoder(ToCore).decode

@@ -114,7 +114,7 @@ def test_logprobs_come_with_every_token_and_change_none(engine: Any) -> None:
     assert scored["output_ids"] == plain["output_ids"]
     entries = scored["meta_info"]["output_token_logprobs"]
     assert [entry[1] for entry in entries] == scored["output_ids"]
-    assert plain["meta_info"]["forced_tokens"] > scored["meta_info"]["forced_tokens"] == 0
+    assert plain["meta_info"]["forced_tokens"] == scored["meta_info"]["forced_tokens"] > 5
 
 
 @pytest.mark.parametrize(
@@ -144,15 +144,15 @@ def test_forced_tokens_save_steps(engine: Any, tiny_model: Path) -> None:
         return int(engine.get_server_info()["internal_states"][0]["steps"])
 
     params = {**LONG, "json_schema": SCHEMA, "temperature": 0.0}
-    used = []
+    used, forced = [], []
     with engine_of(tiny_model, disable_jump_forward=True) as slow:
         for one in (engine, slow):
             before = steps(one)
             answer = one.generate("a new prompt", params)
             used.append((steps(one) - before, answer["meta_info"]["completion_tokens"]))
-            forced = answer["meta_info"]["forced_tokens"]
+            forced.append(answer["meta_info"]["forced_tokens"])
     (fast_steps, tokens), (slow_steps, same) = used
-    assert tokens == same == slow_steps and forced == 0
+    assert tokens == same == slow_steps and forced[0] == forced[1]
     assert fast_steps < 0.7 * slow_steps
 
 

@@ -378,12 +378,11 @@ class Simulation:
         )
 
     def _check_forced(self, stream: Stream, out: TokensOut) -> None:
-        """Only tokens of a grammar that left no choice, none of which was asked for with its logprobs."""
+        """Only tokens of a grammar that left no choice."""
         first, message = len(stream.token_ids) - len(out.token_ids), stream.message
         for index in out.forced:
             left = choices(message, stream.token_ids[: first + index])
             expect(left == {out.token_ids[index]}, f"{out.rid}: {left} could follow, yet a token was forced")
-        expect(not out.forced or message.logprobs is None, f"{out.rid}: forced tokens without logprobs")
 
     def _check_counts(self, stream: Stream, out: TokensOut) -> None:
         if out.finish is not None and out.finish.kind == "abort":

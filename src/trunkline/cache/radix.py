@@ -13,8 +13,10 @@ from __future__ import annotations
 import heapq
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 
 from trunkline.cache.pages import PagePool
+from trunkline.messages import TreeEdge
 from trunkline.types import CacheKey
 
 
@@ -32,6 +34,7 @@ class Node:
     locks: int = 0
     last_use: int = 0
     key: CacheKey | None = None  # of a root
+    number: int = 0  # names it to whoever looks from outside
 
 
 @dataclass(eq=False, slots=True)
@@ -73,6 +76,7 @@ class PrefixCache:
         self._clock = 0
         self._evictable = 0  # pages of unlocked nodes
         self._num_nodes = 0
+        self._numbers = 0
         self._offers = 0
         self._by_age: list[tuple[int, int, Node]] = []  # heap over unlocked leaves; entries may be stale
 
@@ -93,6 +97,10 @@ class PrefixCache:
     def available_pages(self) -> int:
         """Pages that `grow` can hand out: free ones, and those of unlocked nodes."""
         return self._pool.num_free + self._evictable
+
+    @property
+    def num_edges(self) -> int:
+        return self._num_nodes
 
     def pages_for(self, num_tokens: int) -> int:
         return -(-num_tokens // self.page_size)
@@ -141,7 +149,7 @@ class PrefixCache:
         """
         node = self._roots.get(key)
         if node is None:
-            node = self._roots[key] = Node(parent=None, key=key)
+            node = self._roots[key] = Node(parent=None, key=key, number=self._next_number())
         pages: list[int] = []
         for child, matched in list(self._walk(key, tokens, limit)):
             node = child if matched == len(child.pages) else self._split(child, matched)
@@ -212,7 +220,7 @@ class PrefixCache:
             node.tokens += tokens  # the lease is the only one to see this leaf: lengthen it in place
             node.pages += pages
         else:
-            leaf = Node(node, tokens, pages)
+            leaf = Node(node, tokens, pages, number=self._next_number())
             node.children[tuple(tokens[: self.page_size])] = leaf
             self._num_nodes += 1
             self._evictable += len(pages)  # until the lock below takes them
@@ -225,7 +233,12 @@ class PrefixCache:
         cut, parent = num_pages * self.page_size, node.parent
         assert parent is not None
         upper = Node(
-            parent, node.tokens[:cut], node.pages[:num_pages], locks=node.locks, last_use=node.last_use
+            parent,
+            node.tokens[:cut],
+            node.pages[:num_pages],
+            locks=node.locks,
+            last_use=node.last_use,
+            number=self._next_number(),
         )
         parent.children[tuple(upper.tokens[: self.page_size])] = upper
         node.tokens, node.pages, node.parent = node.tokens[cut:], node.pages[num_pages:], upper
@@ -263,6 +276,63 @@ class PrefixCache:
                 self._evictable += len(at.pages)
                 self._offer(at)
             at = at.parent
+
+    def _next_number(self) -> int:
+        self._numbers += 1
+        return self._numbers
+
+    # ------------------------------------------------------------------ what it looks like from outside
+    def outline(self, most: int, head: int) -> list[TreeEdge]:
+        """At most `most` edges, parents first, with their first `head` tokens: those that requests hold, then
+        those used last. Takes time of the order of `most`, whatever the tree holds; changes nothing."""
+        shown: dict[Node, int] = {}  # node -> its children that are shown
+        for lease in self._leases:
+            self._show(lease.node, shown, most)
+        nearby: list[tuple[int, int, Node]] = []  # heap of nodes whose parents are shown, last used first
+        for root in islice(self._roots.values(), most):
+            self._show(root, shown, most)
+        for node in list(shown):
+            self._find_children(node, shown, nearby, most)
+        while nearby and len(shown) < most:
+            node = heapq.heappop(nearby)[2]
+            self._show(node, shown, most)
+            self._find_children(node, shown, nearby, most)
+        return [
+            TreeEdge(
+                node.number,
+                0 if node.parent is None else node.parent.number,
+                len(node.tokens),
+                node.locks,
+                self._clock - node.last_use,
+                len(node.children) - children,
+                node.tokens[:head],
+            )
+            for node, children in shown.items()
+        ]
+
+    @staticmethod
+    def _show(node: Node, shown: dict[Node, int], most: int) -> None:
+        """Add a node and what of its path is missing, if there is room for all of it."""
+        path: list[Node] = []
+        at: Node | None = node
+        while at is not None and at not in shown:
+            path.append(at)
+            at = at.parent
+        if len(shown) + len(path) > most:
+            return
+        for step in reversed(path):
+            shown[step] = 0
+            if step.parent is not None:
+                shown[step.parent] += 1
+
+    @staticmethod
+    def _find_children(
+        node: Node, shown: dict[Node, int], nearby: list[tuple[int, int, Node]], most: int
+    ) -> None:
+        """Only the newest of many children, and none when there are candidates enough."""
+        for child in islice(reversed(node.children.values()), max(0, 4 * most - len(nearby))):
+            if child not in shown:
+                heapq.heappush(nearby, (-child.last_use, child.number, child))
 
     # ------------------------------------------------------------------ eviction, oldest leaf first
     def _offer(self, node: Node) -> None:

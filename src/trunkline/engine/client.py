@@ -31,11 +31,13 @@ from trunkline.messages import (
     FlushCache,
     FlushDone,
     FromCore,
+    GetSnapshot,
     GetStats,
     Heartbeat,
     Outputs,
     Ready,
     Shutdown,
+    Snapshot,
     Stats,
     ToCore,
     TokensOut,
@@ -86,7 +88,7 @@ class EngineClient:
         self._transport = transport
         self._watchdog_timeout = watchdog_timeout
         self._streams: dict[str, asyncio.Queue[TokensOut | RequestError]] = {}
-        self._calls: dict[str, asyncio.Future[FlushDone | Stats]] = {}
+        self._calls: dict[str, asyncio.Future[FlushDone | Stats | Snapshot]] = {}
         self._problem: str | None = "starting"
         self._last_beat = time.monotonic()
         self._deaths: list[float] = []
@@ -169,10 +171,18 @@ class EngineClient:
         assert isinstance(answer, Stats)
         return answer
 
-    async def _call(self, kind: type[FlushCache] | type[GetStats]) -> FlushDone | Stats:
+    async def snapshot(self) -> Snapshot:
+        """What the engine looks like now."""
+        answer = await self._call(GetSnapshot)
+        assert isinstance(answer, Snapshot)
+        return answer
+
+    async def _call(
+        self, kind: type[FlushCache] | type[GetStats] | type[GetSnapshot]
+    ) -> FlushDone | Stats | Snapshot:
         self._require_alive()
         call = uuid.uuid4().hex
-        answer: asyncio.Future[FlushDone | Stats] = asyncio.get_running_loop().create_future()
+        answer: asyncio.Future[FlushDone | Stats | Snapshot] = asyncio.get_running_loop().create_future()
         self._calls[call] = answer
         try:
             await self._transport.send(kind(call))
@@ -237,7 +247,7 @@ class EngineClient:
                     stream = self._streams.get(item.rid)
                     if stream is not None:
                         stream.put_nowait(item)
-            case Stats() | FlushDone():
+            case Stats() | FlushDone() | Snapshot():
                 answer = self._calls.get(message.call)
                 if answer is not None and not answer.done():
                     answer.set_result(message)

@@ -7,19 +7,23 @@ is the same.
 from __future__ import annotations
 
 import logging
+import time
 from collections import deque
 from typing import Any, Protocol
 
 from trunkline.engine.guidance import Guidance
+from trunkline.engine.steplog import StepLog
 from trunkline.messages import (
     Abort,
     AddRequest,
     FlushCache,
     FlushDone,
     FromCore,
+    GetSnapshot,
     GetStats,
     Outputs,
     Shutdown,
+    Snapshot,
     Stats,
     ToCore,
     TokensOut,
@@ -32,6 +36,8 @@ from trunkline.types import FinishReason, RequestError
 log = logging.getLogger(__name__)
 
 MAX_FAILED_STEPS = 3  # in a row; then the fault is not a request's but the engine's
+MAX_STATES = 256  # requests in a snapshot
+HEAD_TOKENS = 16  # of each edge of the tree in a snapshot
 
 
 class PendingOutput(Protocol):
@@ -75,6 +81,7 @@ class EngineCore:
         self.guidance = guidance or Guidance()
         self.depth = depth
         self.steps = 0
+        self.steplog = StepLog()
         self.stopping = False
         self._in_flight: deque[tuple[StepPlan, PendingOutput]] = deque()
         self._failed_steps = 0
@@ -107,18 +114,38 @@ class EngineCore:
             case FlushCache():
                 return [self._flush(message.call)]
             case GetStats():
-                counters = {
-                    **self.scheduler.counters,
-                    **self.guidance.counters,
-                    "evicted_tokens": self.scheduler.cache.evicted_tokens,
-                }
-                return [Stats(call=message.call, gauges=self.scheduler.gauges(), counters=dict(counters))]
+                return [
+                    Stats(call=message.call, gauges=self.scheduler.gauges(), counters=self._counters())
+                ]
+            case GetSnapshot():
+                return [self._snapshot(message)]
             case Shutdown():
                 self.stopping = True
                 reason = FinishReason(
                     "abort", message="the engine is shutting down", code="shutdown", status=503
                 )
                 return [Outputs(self.scheduler.abort_all(reason))]
+
+    def _counters(self) -> dict[str, float]:
+        return {
+            **self.scheduler.counters,
+            **self.guidance.counters,
+            "evicted_tokens": self.scheduler.cache.evicted_tokens,
+        }
+
+    def _snapshot(self, message: GetSnapshot) -> Snapshot:
+        self.steplog.watch()
+        cache = self.scheduler.cache
+        return Snapshot(
+            call=message.call,
+            now=time.monotonic(),
+            gauges=self.scheduler.gauges(),
+            counters=self._counters(),
+            num_edges=cache.num_edges,
+            edges=cache.outline(message.nodes, HEAD_TOKENS),
+            requests=self.scheduler.states(MAX_STATES),
+            steps=self.steplog.records(),
+        )
 
     def _flush(self, call: str) -> FlushDone:
         running, waiting = self.scheduler.num_running, self.scheduler.num_waiting
@@ -135,6 +162,7 @@ class EngineCore:
         Raises EngineDead after several broken steps in a row.
         """
         outputs: list[TokensOut] = []
+        started = time.monotonic()
         for request, result in self.guidance.news():
             if isinstance(result, FinishReason):
                 outputs += self.scheduler.refuse(request, result)
@@ -160,6 +188,7 @@ class EngineCore:
         for request, reason in masks.failed:
             outputs += self.scheduler.refuse(request, reason)
         self._retire(self.depth if plan.rows else 0, outputs)
+        self.steplog.record(plan, started)
         return outputs
 
     def _retire(self, down_to: int, outputs: list[TokensOut]) -> None:

@@ -20,7 +20,7 @@ from trunkline.config.schema import EngineConfig
 from trunkline.engine.constraint import THINK_END, Constraint
 from trunkline.engine.fields import INT64_MAX
 from trunkline.grammar.protocol import GrammarError
-from trunkline.messages import AddRequest, FlushDone, Ready, Stats, TokensOut
+from trunkline.messages import AddRequest, FlushDone, Ready, Snapshot, Stats, TokensOut
 from trunkline.text.output import OutputText
 from trunkline.text.tokenizer import Tokenizer
 from trunkline.types import (
@@ -57,6 +57,7 @@ class CoreClient(Protocol):
     async def abort_all(self) -> None: ...
     async def flush_cache(self) -> FlushDone: ...
     async def stats(self) -> Stats: ...
+    async def snapshot(self) -> Snapshot: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,6 +112,7 @@ class Chunk:
     cached_tokens: int
     retractions: int
     forced_tokens: int = 0  # of completion_tokens: those that the grammar dictated
+    forced: Sequence[int] = ()  # indices into `token_ids` of the new ones among them
     finish: FinishReason | None
 
 
@@ -304,7 +306,8 @@ class Frontend:
                 if out.finish is not None and out.finish.kind == "abort" and out.finish.status is not None:
                     raise _refusal(out.finish, prepared.request.constraint)
                 delta, used, finish = text.feed(out.token_ids, out.finish)
-                forced += sum(index < used for index in out.forced)
+                dictated = [index for index in out.forced if index < used]
+                forced += len(dictated)
                 cached, retractions = max(cached, out.cached_tokens), max(retractions, out.retractions)
                 chunk = Chunk(
                     index=index,
@@ -318,6 +321,7 @@ class Frontend:
                     cached_tokens=cached,
                     retractions=retractions,
                     forced_tokens=forced,
+                    forced=dictated,
                     finish=finish,
                 )
                 if finish is not None:

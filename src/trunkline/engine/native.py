@@ -108,6 +108,7 @@ GENERATE_FIELDS: Mapping[str, Rule] = {
     "token_ids_logprob": PerPrompt(TOKEN_IDS),
     "return_text_in_logprobs": Flag(),
     "return_prompt_token_ids": Flag(),
+    "return_forced": Flag(),
     "priority": Number(-INT32_MAX, INT32_MAX, integer=True),
     "extra_key": Text(),
     "cache_salt": Text(),
@@ -159,6 +160,7 @@ class NativeCall:
     stream: bool
     text_in_logprobs: bool
     return_prompt_ids: bool
+    return_forced: bool = False
 
 
 def parse_call(body: Mapping[str, Any]) -> NativeCall:
@@ -218,6 +220,7 @@ def parse_call(body: Mapping[str, Any]) -> NativeCall:
         stream=fields.get("stream", False),
         text_in_logprobs=fields.get("return_text_in_logprobs", False),
         return_prompt_ids=fields.get("return_prompt_token_ids", False),
+        return_forced=fields.get("return_forced", False),
     )
 
 
@@ -263,6 +266,7 @@ class NativeOutput:
         self._weight_version = weight_version
         self._text: list[str] = []
         self._ids: list[int] = []
+        self._forced: list[int] = []
         self._input: list[TokenLogprobs] | None = None
         self._output: list[TokenLogprobs] | None = None
         self._last: Chunk | None = None
@@ -270,6 +274,7 @@ class NativeOutput:
 
     def add(self, chunk: Chunk) -> None:
         self._text.append(chunk.text)
+        self._forced += (len(self._ids) + index for index in chunk.forced)
         self._ids += chunk.token_ids
         if chunk.prompt_logprobs is not None:
             self._input = chunk.prompt_logprobs
@@ -295,6 +300,8 @@ class NativeOutput:
         }
         if self._prepared.request.constraint is not None:
             meta["forced_tokens"] = chunk.forced_tokens
+        if self._call.return_forced:
+            meta["forced"] = list(self._forced)
         if chunk.finish is not None:
             meta["e2e_latency"] = self._latency
         if self._output is not None:

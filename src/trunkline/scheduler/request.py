@@ -41,7 +41,7 @@ class Request:
     prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)
     guide: Guide | None = None  # what may come next, for a constrained output
     sent: int = 0  # output tokens handed out
-    forced: list[int] = field(default_factory=list)  # positions of tokens not yet sent that nothing sampled
+    forced: list[int] = field(default_factory=list)  # positions of tokens not yet sent that were dictated
     withdrawn: bool = False  # the token that a step in flight will sample is known already
 
     def __post_init__(self) -> None:

@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import bisect
 from collections import deque
-from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from collections.abc import Iterable, Sequence
+from itertools import islice
+from typing import Literal, NamedTuple, Protocol
 
 from trunkline.cache import PrefixCache
 from trunkline.config.schema import SchedulerConfig
-from trunkline.messages import AddRequest, TokensOut
+from trunkline.messages import AddRequest, RequestState, TokensOut
 from trunkline.scheduler.claims import PrefixClaims
 from trunkline.scheduler.guide import Guide
 from trunkline.scheduler.plan import Admit, PagesAt, RowOutput, RowStep, StepOutput, StepPlan, TokensAt
@@ -468,6 +469,8 @@ class Scheduler:
             self._publish(request)
             return []
         kept, reason = self._until_end(request, result.token_ids)
+        if request.guide is not None and kept and request.guide.forced()[:1] == result.token_ids[:1]:
+            request.forced.append(len(request.tokens))  # sampled, but the mask left nothing else
         request.tokens += result.token_ids[:kept]
         if request.guide is not None and reason is None:
             reason = request.guide.follow(result.token_ids[:kept])
@@ -567,6 +570,13 @@ class Scheduler:
         )
 
     # ------------------------------------------------------------------ what it looks like from outside
+    def states(self, most: int) -> list[RequestState]:
+        """At most `most` requests: running ones in order of admission, then waiting ones in their order."""
+        queues: tuple[tuple[Literal["running", "waiting", "compiling"], Iterable[Request]], ...]
+        queues = (("running", self._running), ("waiting", self._waiting), ("compiling", self._blocked))
+        found = ((phase, request) for phase, queue in queues for request in queue)
+        return [_state(phase, request) for phase, request in islice(found, most)]
+
     def gauges(self) -> dict[str, float]:
         free, evictable, total = self.cache.free_pages, self.cache.evictable_pages, self.cache.num_pages
         return {
@@ -598,6 +608,24 @@ class Scheduler:
             assert request.lease is None and request.row < 0 and request.pending == request.computed == 0
         if not self._running:
             assert self._claims.num_claims == 0, "claims of requests that left"
+
+
+def _state(phase: Literal["running", "waiting", "compiling"], request: Request) -> RequestState:
+    lease = request.lease
+    return RequestState(
+        rid=request.rid,
+        arrival=request.arrival,
+        phase=phase,
+        prompt_tokens=request.prompt_len,
+        computed=request.settled,
+        output_tokens=request.num_output,
+        max_output=request.max_tokens - request.prompt_len,
+        cached_tokens=request.cached_tokens or 0,
+        retractions=request.retractions,
+        edge=0 if lease is None else lease.node.number,
+        own_pages=0 if lease is None else len(lease.pages) - lease.num_shared,
+        awaits_prefix=phase == "waiting" and request.awaits is not None,
+    )
 
 
 COUNTERS = (

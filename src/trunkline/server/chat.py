@@ -114,6 +114,8 @@ class _Choice:
         logprobs = None
         if chunk.logprobs:
             content = [token_entry(token, self._tokenizer) for token in chunk.logprobs]
+            for index in chunk.forced:
+                content[index]["forced"] = True  # its grammar left no other
             logprobs = {"content": content, "refusal": None}
         deltas = list(map(self._delta, self._parts(chunk))) or ([{}] if logprobs else [])
         events = [_choice_event(chunk.index, delta) for delta in deltas]
