@@ -139,3 +139,24 @@ def test_pages_are_conserved_whatever_happens(seed: int) -> None:
     cache.flush()
     cache.check()
     assert cache.free_pages == cache.num_pages
+
+
+def test_an_outline_is_bounded_and_begins_with_what_is_held() -> None:
+    cache = PrefixCache(400, page_size=2)
+    trunk = [1, 2, 3, 4]
+    for i in range(60):
+        tokens = [*trunk, 100 + i, 5, 6]
+        finish(cache, leased(cache, tokens), tokens)
+    held = [*trunk, 100, 5, 6]  # the oldest leaf of all
+    lease = leased(cache, held)
+    whole = cache.outline(1000, 3)
+    assert len(whole) == cache.num_edges + 1 and not any(edge.hidden for edge in whole)
+    assert sum(edge.tokens for edge in whole) == 2 * (cache.num_pages - cache.free_pages - 1)
+    few = cache.outline(10, 3)
+    assert len(few) == 10 and few[0].parent == 0 and few[1].head == [1, 2, 3]
+    numbers = [edge.number for edge in few]
+    assert len(set(numbers)) == 10 and all(edge.parent in numbers[:at] for at, edge in enumerate(few) if at)
+    assert few[2].head == [100, 5] and few[2].locks == 1, "the held leaf comes first"
+    assert few[1].hidden == 60 - 8
+    assert {edge.head[0] for edge in few[3:]} == set(range(153, 160)), "then those used last"
+    cache.release(lease)

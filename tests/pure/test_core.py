@@ -9,7 +9,21 @@ import pytest
 from trunkline.cache import PrefixCache
 from trunkline.config.schema import SchedulerConfig
 from trunkline.engine.core import EngineCore, EngineDead
-from trunkline.messages import Abort, AddRequest, FlushCache, FlushDone, GetStats, Outputs, Shutdown, Stats
+from trunkline.engine.steplog import KEPT, WATCH_TIME
+from trunkline.messages import (
+    Abort,
+    AddRequest,
+    FlushCache,
+    FlushDone,
+    GetSnapshot,
+    GetStats,
+    Outputs,
+    Shutdown,
+    Snapshot,
+    Stats,
+    decode_from_core,
+    encode,
+)
 from trunkline.scheduler.plan import RowOutput, StepOutput, StepPlan
 from trunkline.scheduler.scheduler import Scheduler
 from trunkline.types import SamplingParams
@@ -134,3 +148,53 @@ def test_messages() -> None:
     (ended,) = c.handle(Shutdown())
     assert isinstance(ended, Outputs) and ended.items[0].finish is not None
     assert c.stopping and ended.items[0].finish.code == "shutdown"
+
+
+def look(c: EngineCore) -> Snapshot:
+    (snapshot,) = c.handle(GetSnapshot("look"))
+    assert isinstance(snapshot, Snapshot) and decode_from_core(encode(snapshot)) == snapshot
+    return snapshot
+
+
+def test_a_snapshot_shows_the_tree_the_requests_and_the_steps() -> None:
+    c = core(depth=1)
+    shared = list(range(1, 9))
+    for i in range(5):
+        c.handle(
+            AddRequest(rid=f"r{i}", token_ids=[*shared, 20 + i], params=SamplingParams(max_new_tokens=9))
+        )
+    assert [state.phase for state in look(c).requests] == ["waiting"] * 5
+    for _ in range(6):
+        c.step()
+    seen = look(c)
+    edges = {edge.number: edge for edge in seen.edges}
+    running = [state for state in seen.requests if state.phase == "running"]
+    assert seen.num_edges == sum(edge.parent > 0 for edge in seen.edges) > 1 and len(running) > 1
+    assert {state.edge for state in running} <= edges.keys()
+    trunk = next(edge for edge in seen.edges if edge.head[:1] == [1])
+    assert trunk.locks == len(running) and edges[trunk.parent].tokens == 0
+    assert all(0 < state.computed < state.prompt_tokens + state.output_tokens for state in running)
+    assert (
+        sum(step.prompt_tokens + step.decode_tokens for step in seen.steps)
+        == seen.counters["computed_tokens"]
+    )
+    assert seen.steps[0].prompt_tokens > 0 and seen.steps[-1].decode_tokens > 0
+
+
+def test_steps_are_recorded_only_while_somebody_looks(monkeypatch: pytest.MonkeyPatch) -> None:
+    c, now = core(depth=0), [100.0]
+    monkeypatch.setattr("trunkline.engine.steplog.time.monotonic", lambda: now[0])
+
+    def run() -> None:
+        c.handle(AddRequest(rid="r", token_ids=[1, 2], params=SamplingParams(max_new_tokens=2)))
+        while c.has_work:
+            c.step()
+
+    run()
+    assert c.steplog.records() == [] == look(c).steps
+    for _ in range(KEPT):
+        run()
+    assert len(look(c).steps) == KEPT
+    now[0] += WATCH_TIME + 1
+    run()
+    assert c.steplog.records() == []

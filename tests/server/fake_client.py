@@ -7,7 +7,17 @@ import contextlib
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass, field
 
-from trunkline.messages import AddRequest, FlushDone, Ready, Stats, TokensOut
+from trunkline.messages import (
+    AddRequest,
+    FlushDone,
+    Ready,
+    RequestState,
+    Snapshot,
+    Stats,
+    StepRecord,
+    TokensOut,
+    TreeEdge,
+)
 from trunkline.types import FinishReason, LogprobParams, RequestError, TokenLogprobs
 
 
@@ -36,6 +46,7 @@ class FakeClient:
     live: dict[str, asyncio.Event] = field(default_factory=dict)  # set: aborted
     left_early: list[str] = field(default_factory=list)
     flush_ok: bool = True
+    looks: int = 0  # snapshots taken
     forced: list[int] = field(default_factory=list)  # of each message, where they exist
 
     @property
@@ -146,3 +157,19 @@ class FakeClient:
         gauges |= {"page_size": 8.0, "new_token_ratio": 0.5}
         counters = {"cached_tokens": 3.0, "prompt_tokens": 12.0, "retractions": 0.0}
         return Stats(call="x", gauges=gauges, counters=counters)
+
+    async def snapshot(self) -> Snapshot:
+        self.looks += 1
+        edges = [TreeEdge(1, 0, 0, 1, 0, 0, []), TreeEdge(2, 1, 32, 1, 0, 3, list(b"secret"))]
+        request = RequestState("whose", 7, "running", 33, 32, 4, 16, 32, 0, 2, 1, False)
+        stats = await self.stats()
+        return Snapshot(
+            call="x",
+            now=100.0,
+            gauges=stats.gauges,
+            counters=stats.counters,
+            num_edges=5,
+            edges=edges,
+            requests=[request],
+            steps=[StepRecord(step, 90.0 + step, 0.01, 32, 1, 2) for step in range(3)],
+        )

@@ -92,7 +92,7 @@ async def test_every_route_wants_the_key_but_the_open_ones(
     app = make_app(client, tokenizer, with_key(config, "sekrit"))
     routes = [(endpoint.path, method) for endpoint in app.table.endpoints for method in endpoint.methods]
     open_paths = {endpoint.path for endpoint in app.table.endpoints if endpoint.access is Access.OPEN}
-    assert open_paths == {"/health", "/health_generate", "/ready", "/metrics"}
+    assert open_paths == {"/", "/playground/{name}", "/health", "/health_generate", "/ready", "/metrics"}
     async with http_client(app) as http:
         for path, method in [*routes, ("/nope", "GET")]:
             for header in ({}, {"authorization": "Bearer wrong"}, {"authorization": "Basic sekrit"}):
@@ -225,7 +225,7 @@ async def test_flush_and_information(http: httpx.AsyncClient, client: FakeClient
     assert (await http.get("/v1/models")).json()["data"][0]["max_model_len"] == 512
     assert (await http.get("/get_model_info")).json()["weight_version"] == "v7"
     assert (await http.get("/get_server_info")).json()["internal_states"][0]["pages_total"] == 64
-    assert (await http.get("/")).json()["model"] == "tiny"
+    assert (await http.get("/")).json()["models"] == "/v1/models"
 
 
 async def test_tokenize(http: httpx.AsyncClient) -> None:

@@ -114,9 +114,7 @@ class EngineCore:
             case FlushCache():
                 return [self._flush(message.call)]
             case GetStats():
-                return [
-                    Stats(call=message.call, gauges=self.scheduler.gauges(), counters=self._counters())
-                ]
+                return [Stats(call=message.call, gauges=self.scheduler.gauges(), counters=self._counters())]
             case GetSnapshot():
                 return [self._snapshot(message)]
             case Shutdown():

@@ -23,7 +23,7 @@ class StepLog:
         self._until = time.monotonic() + WATCH_TIME
 
     def record(self, plan: StepPlan, started: float) -> None:
-        """Note a step of this plan that began at `started` (seconds of `time.monotonic`) and has just ended."""
+        """Note a step that began at `started` (seconds of `time.monotonic`) and has just ended."""
         if self._until == 0.0 or not plan.rows:
             return
         now = time.monotonic()

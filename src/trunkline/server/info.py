@@ -26,7 +26,6 @@ def endpoints(parts: Parts) -> list[Endpoint]:
     own = _Info(parts)
     get = ("GET",)
     return [
-        Endpoint("/", get, own.index, Access.USER, summary="What this server is"),
         Endpoint("/health", get, own.health, Access.OPEN, summary="200 while the engine makes progress"),
         Endpoint("/ready", get, own.health, Access.OPEN, summary="Same as /health"),
         Endpoint(
@@ -49,17 +48,6 @@ class _Info:
         self._frontend = parts.frontend
         self._model = parts.model
         self._metrics = parts.metrics
-
-    async def index(self, request: Request) -> Response:
-        return json_response(
-            {
-                "server": "trunkline",
-                "version": __version__,
-                "model": self._model.name,
-                "api": "/v1",
-                "health": "/health",
-            }
-        )
 
     # ------------------------------------------------------------------ health and metrics
     async def health(self, request: Request) -> Response:
