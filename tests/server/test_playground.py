@@ -83,6 +83,8 @@ async def test_the_prompt_of_a_chat_token_by_token(http: httpx.AsyncClient, toke
         "<|im_start|>user\nhi 🎉<|im_end|>\n<|im_start|>assistant\n"
     )
     assert tokens[0][1] == "<|im_start|>"
+    plain = await http.post("/v1/playground/prompt", json={"text": "hi"})
+    assert plain.json() == {"tokens": [[74, tokenizer.token_text(74)], [75, tokenizer.token_text(75)]]}
     wrong = await http.post("/v1/playground/prompt", json={**body, "temprature": 1})
     assert wrong.json()["error"]["param"] == "temprature"
 

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Mapping
 
 from starlette.requests import Request
 from starlette.responses import Response
 
-from trunkline.engine.fields import Number
+from trunkline.engine.fields import Number, Rule
 from trunkline.messages import RequestState, Snapshot, TreeEdge
 from trunkline.server.call import Json
 from trunkline.server.endpoint import Access, Endpoint, Parts
@@ -21,7 +22,7 @@ from trunkline.types import RequestError
 
 FRESH = 0.1  # seconds for which an answer of the core is used
 CORE_TIME = 5.0  # seconds that the core has to answer
-QUERY = {"since": Number(-1)}  # only steps after this one
+QUERY: Mapping[str, Rule] = {"since": Number(-1)}  # only steps after this one
 
 
 def endpoints(parts: Parts) -> list[Endpoint]:

@@ -5,6 +5,7 @@ What it shows comes from the routes of the server, so the page is open to everyb
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.resources import files
 
@@ -12,16 +13,16 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from trunkline import __version__
-from trunkline.engine.fields import SAMPLING_FIELDS, Number
+from trunkline.engine.fields import SAMPLING_FIELDS, Number, Rule, Text, read_fields
 from trunkline.server.call import Json
 from trunkline.server.chat import parse_chat
 from trunkline.server.endpoint import Access, Endpoint, Parts
-from trunkline.server.fields import CHAT_FIELDS
+from trunkline.server.fields import ANY_LENGTH, CHAT_FIELDS
 from trunkline.server.http import json_response, read_json
 from trunkline.types import RequestError
 
 PAGE = "index.html"
-KINDS = {
+KINDS: Mapping[str, str] = {
     ".html": "text/html; charset=utf-8",
     ".css": "text/css; charset=utf-8",
     ".js": "text/javascript; charset=utf-8",
@@ -41,7 +42,7 @@ POLICY = "; ".join(
         "require-trusted-types-for 'script'",
     )
 )
-HEADERS = {
+HEADERS: Mapping[str, str] = {
     "content-security-policy": POLICY,
     "x-content-type-options": "nosniff",
     "referrer-policy": "no-referrer",
@@ -49,6 +50,10 @@ HEADERS = {
     "cache-control": "no-cache",  # asked for anew each time, by its tag: a new version shows at once
     "vary": "accept",
 }
+
+
+TEXT_FIELDS: Mapping[str, Rule] = {"text": Text(ANY_LENGTH)}
+PROMPT_FIELDS: Mapping[str, Rule] = {**CHAT_FIELDS, **TEXT_FIELDS}
 
 
 @dataclass(frozen=True)
@@ -74,8 +79,8 @@ def endpoints(parts: Parts) -> list[Endpoint]:
             ("POST",),
             own.prompt,
             Access.USER,
-            fields=CHAT_FIELDS,
-            summary="The prompt that a chat request makes, token by token",
+            fields=PROMPT_FIELDS,
+            summary="The prompt that a chat request or a text makes, token by token",
         ),
     ]
 
@@ -146,9 +151,11 @@ class _Page:
 
     async def prompt(self, request: Request) -> Response:
         """[token id, text] of each token that the model reads. A part of a character shows as U+FFFD."""
-        call = parse_chat(await read_json(request), self._model)
-        text = call.requests[0].prompt
-        assert isinstance(text, str)
+        body = await read_json(request)
+        if "text" in body:
+            text, special = read_fields(TEXT_FIELDS, body).get("text", ""), True
+        else:
+            text, special = parse_chat(body, self._model).requests[0].prompt, False
         tokenizer = self._model.tokenizer
-        token_ids = await tokenizer.encode_async(text, add_special_tokens=False)
+        token_ids = await tokenizer.encode_async(text, add_special_tokens=special)
         return json_response({"tokens": [[token, tokenizer.token_text(token)] for token in token_ids]})
