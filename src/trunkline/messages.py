@@ -31,6 +31,7 @@ class AddRequest(msgspec.Struct, frozen=True, tag="add", omit_defaults=True, kw_
     priority: int = 0
     grammar: GrammarSpec | None = None  # what the output must match, behind its reasoning if it has any
     thinking: Thinking | None = None  # the output begins with reasoning
+    session: str = ""  # whose pages it leaves behind are evicted after others, until EndSession
 
 
 class Abort(msgspec.Struct, frozen=True, tag="abort"):
@@ -38,6 +39,12 @@ class Abort(msgspec.Struct, frozen=True, tag="abort"):
 
     rid: str
     all: bool = False  # every request, `rid` ignored; each gets an aborted output
+
+
+class EndSession(msgspec.Struct, frozen=True, tag="end_session"):
+    """Evict a session's pages like any others from now on. Unknown ones are ignored."""
+
+    session: str
 
 
 class FlushCache(msgspec.Struct, frozen=True, tag="flush"):
@@ -61,7 +68,7 @@ class Shutdown(msgspec.Struct, frozen=True, tag="shutdown"):
     """Stop the core: live requests are aborted and told so."""
 
 
-ToCore = AddRequest | Abort | FlushCache | GetStats | GetSnapshot | Shutdown
+ToCore = AddRequest | Abort | EndSession | FlushCache | GetStats | GetSnapshot | Shutdown
 
 
 class TokensOut(msgspec.Struct, frozen=True, tag="out", omit_defaults=True, kw_only=True):

@@ -160,3 +160,33 @@ def test_an_outline_is_bounded_and_begins_with_what_is_held() -> None:
     assert few[1].hidden == 60 - 8
     assert {edge.head[0] for edge in few[3:]} == set(range(153, 160)), "then those used last"
     cache.release(lease)
+
+
+def test_pages_of_sessions_are_evicted_last_and_like_others_when_the_session_has_ended() -> None:
+    cache = PrefixCache(8, page_size=2)
+    for start, session in ((0, "a"), (10, ""), (20, "b")):
+        tokens = list(range(start, start + 5))
+        lease = leased(cache, tokens)
+        cache.publish(lease, tokens, 4)
+        if session:
+            cache.keep(session, lease)
+        cache.release(lease)
+        cache.check()
+
+    def cached() -> list[int]:
+        return [cache.match_length(KEY, list(range(start, start + 5)), 4) for start in (0, 10, 20)]
+
+    assert cached() == [4, 4, 4] and cache.available_pages == 8  # a tag takes no room from anybody
+    first = leased(cache, [90] * 8)  # the oldest, "a", stays
+    assert cached() == [4, 0, 4]
+    cache.end_session("b")
+    cache.end_session("nobody")
+    cache.check()
+    second = leased(cache, [91] * 4)
+    assert cached() == [4, 0, 0]
+    third = leased(cache, [92] * 4)  # nothing else is left
+    assert cached() == [0, 0, 0] and cache.free_pages == 0
+    for lease in (first, second, third):
+        cache.release(lease)
+    cache.end_session("a")
+    cache.check()

@@ -52,6 +52,9 @@ OTHER_VALUE = {
     "chat_template": "file.jinja",
     "sampling_defaults": "openai",
     "log_level": "error",
+    "max_sessions": "7",
+    "max_session_tokens": "1000",
+    "session_timeout": "60",
     "watchdog_timeout": "5",
 }
 

@@ -47,6 +47,7 @@ class FakeClient:
     left_early: list[str] = field(default_factory=list)
     flush_ok: bool = True
     looks: int = 0  # snapshots taken
+    ended_sessions: list[str] = field(default_factory=list)
     forced: list[int] = field(default_factory=list)  # of each message, where they exist
 
     @property
@@ -142,6 +143,9 @@ class FakeClient:
     async def abort_all(self) -> None:
         for event in self.live.values():
             event.set()
+
+    async def end_session(self, session: str) -> None:
+        self.ended_sessions.append(session)
 
     async def flush_cache(self) -> FlushDone:
         return FlushDone("x", self.flush_ok, "dropped 3 cached tokens" if self.flush_ok else "1 request runs")

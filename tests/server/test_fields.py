@@ -47,6 +47,7 @@ NEEDS: dict[str, dict[str, Any]] = {  # other fields that a field goes with
     "token_ids_logprob": {"return_logprob": True},
 }
 NOT_BY_ITSELF = {"text", "input_ids", "reasoning_effort", "max_thinking_tokens"}  # tested on their own below
+NOT_BY_ITSELF |= {"session_params", "session_id"}  # in test_sessions.py
 
 
 def wrong_types(rule: Rule) -> list[Any]:

@@ -51,6 +51,7 @@ class Case:
     jump_forward: bool = True
     mask_threads: int = 0
     compile_steps: int = 0  # most steps that a grammar takes to compile
+    session_ends: dict[int, str] = field(default_factory=dict)  # step -> session
 
 
 def fits_context(message: AddRequest, max_context: int) -> bool:
@@ -84,6 +85,8 @@ def make_case(seed: int) -> Case:
         else rng.choice((0, 1, need // 2, need, 3 * need, 12 * need))
     )
     last = max(entry.at for entry in submissions)
+    sessions = Random(f"sessions of {seed}")  # its own, so that older seeds still make their cases
+    ends = _enter_sessions(sessions, submissions, last) if sessions.random() < 0.3 else {}
     return Case(
         seed=seed,
         scheduler=SchedulerConfig(
@@ -113,7 +116,17 @@ def make_case(seed: int) -> Case:
         jump_forward=rng.random() < 0.8,
         mask_threads=rng.choice((0, 0, 0, 2)),
         compile_steps=rng.choice((0, 0, 1, 6)),
+        session_ends=ends,
     )
+
+
+def _enter_sessions(rng: Random, submissions: list[Submission], last: int) -> dict[int, str]:
+    """Put requests into sessions; returns when some of those end, perhaps while they are used."""
+    names = ("s0", "s1", "s2")[: rng.randrange(1, 4)]
+    for entry in submissions:
+        if rng.random() < 0.7:
+            entry.message = msgspec.structs.replace(entry.message, session=rng.choice(names))
+    return {rng.randrange(last + 30): rng.choice(names) for _ in range(rng.randrange(4))}
 
 
 def _breaks(rng: Random) -> dict[int, str]:

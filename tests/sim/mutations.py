@@ -112,6 +112,11 @@ def _release_frees_shared(original: Any, self: PrefixCache, lease: Any) -> None:
     original(self, lease)
 
 
+def _ends_silently(original: Any, self: PrefixCache, session: str) -> None:
+    for node in self._kept.pop(session, ()):
+        node.sessions -= {session}
+
+
 def _release_leaks(original: Any, self: PrefixCache, lease: Any) -> None:
     lease.pages = lease.pages[: max(lease.num_shared, len(lease.pages) - 1)]
     original(self, lease)
@@ -361,6 +366,12 @@ def _for_the_id(original: Any, self: Scheduler, request: Request, guide: Any) ->
 
 
 MUTATIONS = (
+    Mutation(
+        "session_end_forgets_pages",
+        "pages of a session that ended can't be evicted any more",
+        ((PrefixCache, "end_session"),),
+        _ends_silently,
+    ),
     Mutation(
         "masks_not_announced",
         "a plan with constrained rows does not wait for the tokens before",
@@ -612,6 +623,6 @@ MUTATIONS = (
         "locked_evicted",
         "eviction takes nodes that leases hold",
         ((PrefixCache, "_is_current"),),
-        lambda original, entry: bool(entry[2].pages) and not entry[2].children,
+        lambda original, entry: bool(entry[3].pages) and not entry[3].children,
     ),
 )

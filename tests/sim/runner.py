@@ -21,6 +21,7 @@ from trunkline.engine.guidance import Guidance
 from trunkline.messages import (
     Abort,
     AddRequest,
+    EndSession,
     FlushCache,
     FlushDone,
     FromCore,
@@ -154,6 +155,8 @@ class Simulation:
             self._at(entry.at, partial(self.submit, entry, entry.message))
         for step in self.case.flush_at:
             self._at(step, self.flush)
+        for step, session in self.case.session_ends.items():
+            self._at(step, partial(self.core.handle, EndSession(session)))
         for at, event in (
             (self.case.abort_all_at, partial(self._abort_all, Abort("", all=True))),
             (self.case.shutdown_at, self._shutdown),

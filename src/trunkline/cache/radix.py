@@ -35,6 +35,7 @@ class Node:
     last_use: int = 0
     key: CacheKey | None = None  # of a root
     number: int = 0  # names it to whoever looks from outside
+    sessions: frozenset[str] = frozenset()  # those whose sequences end here: evicted after all others
 
 
 @dataclass(eq=False, slots=True)
@@ -78,7 +79,8 @@ class PrefixCache:
         self._num_nodes = 0
         self._numbers = 0
         self._offers = 0
-        self._by_age: list[tuple[int, int, Node]] = []  # heap over unlocked leaves; entries may be stale
+        self._kept: dict[str, set[Node]] = {}  # session -> nodes that carry its tag
+        self._by_age: list[tuple[bool, int, int, Node]] = []  # heap over unlocked leaves; may hold stale ones
 
     # ------------------------------------------------------------------ sizes
     @property
@@ -205,6 +207,20 @@ class PrefixCache:
         self._unlock(lease.node)
         lease.pages = []
         lease.num_shared = 0
+
+    def keep(self, session: str, lease: Lease) -> None:
+        """Tag the shared end of a lease: while the session lasts, its pages are evicted after untagged ones.
+        It takes nothing from `available_pages`."""
+        node = lease.node
+        if node.parent is not None:
+            node.sessions |= {session}
+            self._kept.setdefault(session, set()).add(node)
+
+    def end_session(self, session: str) -> None:
+        """Take a session's tags away; the pages stay until they are evicted. Unknown sessions are ignored."""
+        for node in self._kept.pop(session, ()):
+            node.sessions -= {session}
+            self._offer(node)
 
     def flush(self) -> int:
         """Drop every page that no lease holds. Returns the tokens dropped."""
@@ -334,7 +350,7 @@ class PrefixCache:
             if child not in shown:
                 heapq.heappush(nearby, (-child.last_use, child.number, child))
 
-    # ------------------------------------------------------------------ eviction, oldest leaf first
+    # ------------------------------------------------------------------ eviction: oldest leaf, sessions last
     def _offer(self, node: Node) -> None:
         """Put an unlocked leaf up for eviction."""
         if node.locks or node.children:
@@ -347,12 +363,13 @@ class PrefixCache:
             self._by_age = [entry for entry in self._by_age if self._is_current(entry)]
             heapq.heapify(self._by_age)
         self._offers += 1  # breaks ties: nodes have no order
-        heapq.heappush(self._by_age, (node.last_use, self._offers, node))
+        heapq.heappush(self._by_age, (bool(node.sessions), node.last_use, self._offers, node))
 
     @staticmethod
-    def _is_current(entry: tuple[int, int, Node]) -> bool:
-        last_use, _, node = entry
-        return node.last_use == last_use and bool(node.pages) and not (node.locks or node.children)
+    def _is_current(entry: tuple[bool, int, int, Node]) -> bool:
+        tagged, last_use, _, node = entry
+        same = node.last_use == last_use and bool(node.sessions) == tagged
+        return same and bool(node.pages) and not (node.locks or node.children)
 
     def _evict(self, count: int) -> None:
         """Free `count` pages of unlocked nodes, from the ends of the oldest leaves."""
@@ -360,7 +377,7 @@ class PrefixCache:
             entry = heapq.heappop(self._by_age)
             if not self._is_current(entry):
                 continue
-            node = entry[2]
+            node = entry[3]
             parent, take = node.parent, min(count, len(node.pages))
             assert parent is not None
             keep = len(node.pages) - take
@@ -375,6 +392,8 @@ class PrefixCache:
             else:
                 del parent.children[first_page]
                 self._num_nodes -= 1
+                for session in node.sessions:
+                    self._kept[session].discard(node)
                 self._offer(parent)
 
     # ------------------------------------------------------------------ invariants
@@ -396,11 +415,12 @@ class PrefixCache:
             assert path == lease.pages[: lease.num_shared], "a lease's shared pages differ from its path"
         evictable = nodes = 0
         stack = list(self._roots.values())
-        offered = {entry[2] for entry in self._by_age if self._is_current(entry)}
+        offered = {entry[3] for entry in self._by_age if self._is_current(entry)}
         while stack:
             node = stack.pop()
             assert node.locks == locks.get(node, 0), f"{node.locks} locks, {locks.get(node, 0)} leases"
             assert len(node.tokens) == len(node.pages) * self.page_size, "edge length differs from its pages"
+            assert all(node in self._kept[session] for session in node.sessions), "a tag without its session"
             owners += node.pages
             evictable += 0 if node.locks else len(node.pages)
             if node.parent is not None:

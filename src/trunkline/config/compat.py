@@ -45,6 +45,7 @@ FEATURES: tuple[Feature, ...] = (
     Feature("cache", "prefix cache", "on; --disable-radix-cache", axis="prefix_cache", values=(True, False)),
     Feature("cache", "pages of any size", "--page-size", axis="page_size", values=(1, 4, 16)),
     Feature("cache", "cache namespaces", "cache_salt, --weight-version"),
+    Feature("cache", "sessions: requests that go on from stored tokens", "/open_session, session_params"),
     Feature("cache", "waiting for a prefix in flight", "on with the prefix cache"),
     Feature(
         "scheduling", "chunked prefill", "--chunked-prefill-size", axis="step_tokens", values=(8, 24, 512)

@@ -217,6 +217,18 @@ class Args:
         "text", "least severe messages to print", default="info", choices=LOG_LEVELS, sets="server.log_level",
         group="server",
     )  # fmt: skip
+    max_sessions: int = flag(
+        "int", "sessions that may be open at once", default=1024, sets="server.max_sessions", low=0,
+        high=1_000_000, group="server",
+    )  # fmt: skip
+    max_session_tokens: int = flag(
+        "int", "tokens that all sessions together may store, 4 bytes each", default=1 << 24,
+        sets="server.max_session_tokens", low=1, group="server",
+    )  # fmt: skip
+    session_timeout: float = flag(
+        "float", "seconds without use after which a session is closed", default=600.0,
+        sets="server.session_timeout", low=1.0, high=604800.0, group="server",
+    )  # fmt: skip
     watchdog_timeout: float = flag(
         "float", "seconds without progress after which the engine is declared dead", default=300.0,
         sets="server.watchdog_timeout", low=1.0, high=86400.0, group="server",

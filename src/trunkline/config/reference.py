@@ -15,6 +15,7 @@ _ONE_DEVICE = "one device computes the model"
 # flag -> (accepted values; "" means that the flag takes none), what holds
 ALWAYS_SO: Mapping[str, tuple[tuple[str, ...], str]] = {
     "--enable-metrics": (("",), "/metrics is always served"),
+    "--enable-streaming-session": (("",), "sessions may always be opened with streaming true"),
     "--enable-cache-report": (("",), "usage always reports cached tokens"),
     "--enable-deterministic-inference": (("",), "results never depend on the batch, the chunks or the cache"),
     "--skip-server-warmup": (("",), "no warm-up request is sent"),
@@ -253,8 +254,7 @@ _REFUSED: Mapping[str, str] = {
     "admin routes are not built yet; --api-key guards every route": "--admin-api-key",
     "give the template as a file with --chat-template": """
         --hf-chat-template-name --completion-template --trust-request-chat-template""",
-    "sessions and stored responses are not built yet": """
-        --enable-response-store --file-storage-path --enable-streaming-session""",
+    "stored responses are not built yet": "--enable-response-store --file-storage-path",
     "a prompt longer than the context is always refused, never cut": "--allow-auto-truncate",
     "put sampling defaults in the model's generation_config.json": "--preferred-sampling-params",
     "the text layer has no such knob": """

@@ -123,6 +123,9 @@ def resolve(args: Args, spec: ModelSpec, hardware: Hardware) -> Resolved:
             chat_template=args.chat_template,
             sampling_defaults="openai" if args.sampling_defaults == "openai" else "model",
             log_level=args.log_level,  # type: ignore[arg-type]  # the table has checked it
+            max_sessions=args.max_sessions,
+            max_session_tokens=args.max_session_tokens,
+            session_timeout=args.session_timeout,
             watchdog_timeout=args.watchdog_timeout,
         ),
     )

@@ -81,6 +81,9 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     chat_template: str | None = None  # file that replaces the model folder's template
     sampling_defaults: Literal["model", "openai"] = "model"  # whose defaults fill absent sampling fields
     log_level: Literal["debug", "info", "warning", "error", "critical"] = "info"
+    max_sessions: int = 1024  # open at once
+    max_session_tokens: int = 1 << 24  # that all of them store
+    session_timeout: float = 600.0  # seconds without use after which a session is closed
     watchdog_timeout: float = 300.0  # seconds without progress after which the core is declared dead
 
 

@@ -27,6 +27,7 @@ from trunkline.engine.process import serve
 from trunkline.messages import (
     Abort,
     AddRequest,
+    EndSession,
     Failed,
     FlushCache,
     FlushDone,
@@ -160,6 +161,10 @@ class EngineClient:
 
     async def abort_all(self) -> None:
         await self._transport.send(Abort("", all=True))
+
+    async def end_session(self, session: str) -> None:
+        if self._problem is None:  # a core that starts anew knows of no session
+            await self._transport.send(EndSession(session))
 
     async def flush_cache(self) -> FlushDone:
         answer = await self._call(FlushCache)

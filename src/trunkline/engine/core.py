@@ -16,6 +16,7 @@ from trunkline.engine.steplog import StepLog
 from trunkline.messages import (
     Abort,
     AddRequest,
+    EndSession,
     FlushCache,
     FlushDone,
     FromCore,
@@ -110,6 +111,9 @@ class EngineCore:
                 return [Outputs(self.scheduler.abort_all())]
             case Abort():
                 self.scheduler.abort(message.rid)
+                return []
+            case EndSession():
+                self.scheduler.cache.end_session(message.session)
                 return []
             case FlushCache():
                 return [self._flush(message.call)]

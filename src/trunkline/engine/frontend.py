@@ -19,6 +19,7 @@ import msgspec
 from trunkline.config.schema import EngineConfig
 from trunkline.engine.constraint import THINK_END, Constraint
 from trunkline.engine.fields import INT64_MAX
+from trunkline.engine.sessions import SessionRef, Sessions, Turn
 from trunkline.grammar.protocol import GrammarError
 from trunkline.messages import AddRequest, FlushDone, Ready, Snapshot, Stats, TokensOut
 from trunkline.text.output import OutputText
@@ -55,6 +56,7 @@ class CoreClient(Protocol):
     def stream(self, request: AddRequest) -> AsyncGenerator[TokensOut, None]: ...
     async def abort(self, rid: str) -> None: ...
     async def abort_all(self) -> None: ...
+    async def end_session(self, session: str) -> None: ...
     async def flush_cache(self) -> FlushDone: ...
     async def stats(self) -> Stats: ...
     async def snapshot(self) -> Snapshot: ...
@@ -80,16 +82,18 @@ class GenerationRequest:
     constraint: Constraint | None = None
     reasons: bool = False
     max_thinking_tokens: int | None = None
+    session: SessionRef | None = None  # what comes before `prompt`
 
 
 @dataclass(frozen=True, kw_only=True)
 class Prepared:
     """A request that passed all checks: its prompt as token ids, its parameters complete (seed, output
-    limit)."""
+    limit). `turn`: its place in a session, which the prompt begins with."""
 
     request: GenerationRequest
     token_ids: list[int]
     params: SamplingParams
+    turn: Turn | None = None
     thinking: Thinking | None = None
 
 
@@ -128,6 +132,11 @@ class Frontend:
         self._seeds = random.Random(config.model.seed)
         self._capacity = config.scheduler.max_queued + client.ready.max_running
         self._live: dict[str, list[str]] = {}  # rid -> rids in the core
+        server = config.server
+        self.sessions = Sessions(
+            server.max_sessions, server.max_session_tokens, server.session_timeout, self._forget_session
+        )
+        self._forgetting: set[asyncio.Task[None]] = set()
 
     @property
     def num_live(self) -> int:
@@ -150,13 +159,15 @@ class Frontend:
     async def prepare(self, request: GenerationRequest) -> Prepared:
         """Check and tokenise. Raises RequestError for whatever this engine could not honour."""
         self.check_health()
+        turn = None if request.session is None else self.sessions.find(request.session, request.cache_salt)
+        prefix = [] if turn is None else turn.prefix
         if isinstance(request.prompt, str):
-            token_ids = await self.tokenizer.encode_async(
-                request.prompt, add_special_tokens=request.add_special_tokens
-            )
+            special = request.add_special_tokens and not prefix
+            token_ids = await self.tokenizer.encode_async(request.prompt, add_special_tokens=special)
         else:
             token_ids = request.prompt
             self._check_tokens("input_ids", token_ids)
+        token_ids = prefix + token_ids if prefix else token_ids
         params = request.params
         self._check_tokens("logit_bias", params.logit_bias)
         self._check_tokens("stop_token_ids", params.stop_token_ids)
@@ -171,6 +182,7 @@ class Frontend:
             request=request,
             token_ids=token_ids,
             params=msgspec.structs.replace(params, max_new_tokens=limit, sampling_seed=seed),
+            turn=turn,
             thinking=self._thinking(request),
         )
 
@@ -266,19 +278,25 @@ class Frontend:
                 param="rid",
             )
         streams: list[AsyncGenerator[Chunk, None]] = []
-        for position, prepared in enumerate(batch):
-            adds = _expand(prepared, self.config.model.weight_version)
-            self._live[prepared.request.rid] = [add.rid for add in adds]
-            for add in adds:
-                stream = self._complete(prepared, add, len(streams))
-                streams.append(stream if len(batch) == 1 else _naming_prompt(stream, position))
+        replaced: list[str] = []
         try:
+            for position, prepared in enumerate(batch):
+                adds = _expand(prepared, self.config.model.weight_version)
+                replaced += _enter_session(prepared, [add.rid for add in adds])
+                self._live[prepared.request.rid] = [add.rid for add in adds]
+                for number, add in enumerate(adds):
+                    stream = self._complete(prepared, add, len(streams), number)
+                    streams.append(stream if len(batch) == 1 else _naming_prompt(stream, position))
+            for rid in replaced:
+                await self.client.abort(rid)
             async with aclosing(streams[0] if count == 1 else _merge(streams)) as chunks:
                 async for chunk in chunks:
                     yield chunk
         finally:
-            for rid in rids:
-                del self._live[rid]
+            for prepared in batch:
+                self._live.pop(prepared.request.rid, None)
+                if prepared.turn is not None:
+                    prepared.turn.end()
 
     def _check_room(self, count: int) -> None:
         if count > self._capacity:
@@ -296,8 +314,10 @@ class Frontend:
                 status=429,
             )
 
-    async def _complete(self, prepared: Prepared, add: AddRequest, index: int) -> AsyncGenerator[Chunk, None]:
-        """One completion, from its core request."""
+    async def _complete(
+        self, prepared: Prepared, add: AddRequest, index: int, number: int
+    ) -> AsyncGenerator[Chunk, None]:
+        """One completion, from its core request: the one with this number of its prompt."""
         text = OutputText(self.tokenizer, prepared.params)
         forced = 0
         cached = retractions = 0  # kept: the last output of an aborted request does not know them
@@ -324,6 +344,8 @@ class Frontend:
                     forced=dictated,
                     finish=finish,
                 )
+                if prepared.turn is not None:
+                    prepared.turn.extend(number, chunk.token_ids, finished=finish is not None)
                 if finish is not None:
                     break
                 yield chunk
@@ -337,6 +359,11 @@ class Frontend:
         """End all completions of a request; its chunks end with finish "abort". Unknown ids are ignored."""
         for core_rid in self._live.get(rid, ()):
             await self.client.abort(core_rid)
+
+    def _forget_session(self, key: str) -> None:
+        task = asyncio.get_running_loop().create_task(self.client.end_session(key))
+        self._forgetting.add(task)
+        task.add_done_callback(self._forgetting.discard)
 
     def describe(self) -> dict[str, Any]:
         """Configuration and facts of the running engine, without secrets."""
@@ -360,9 +387,18 @@ def _expand(prepared: Prepared, weight_version: str) -> list[AddRequest]:
             priority=request.priority,
             grammar=None if request.constraint is None else request.constraint.spec,
             thinking=prepared.thinking,
+            session="" if prepared.turn is None else prepared.turn.key,
         )
         for i in range(params.n)
     ]
+
+
+def _enter_session(prepared: Prepared, rids: Sequence[str]) -> list[str]:
+    """Returns the ids of running requests that this one replaces."""
+    turn = prepared.turn
+    if turn is None:
+        return []
+    return turn.begin(rids, prepared.token_ids[len(turn.prefix) :], prepared.request.cache_salt)
 
 
 def _at_prompt(position: int, count: int, error: RequestError) -> RequestError:

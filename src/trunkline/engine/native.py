@@ -26,6 +26,7 @@ from trunkline.engine.fields import (
     wrong_type,
 )
 from trunkline.engine.frontend import Chunk, GenerationRequest, Prepared
+from trunkline.engine.sessions import SessionRef
 from trunkline.text.tokenizer import Tokenizer
 from trunkline.types import (
     MAX_TOP_LOGPROBS,
@@ -92,6 +93,23 @@ class PerPrompt(Rule):
         return not isinstance(self.of, Items) or any(isinstance(item, list) for item in value)
 
 
+SESSION_ID = Text(longest=256, shortest=1)
+SESSION_PARAMS = Object(
+    {
+        "id": SESSION_ID,
+        "rid": Text(longest=256, shortest=1),
+        "offset": Number(-INT32_MAX, INT32_MAX, integer=True),
+        "replace": Flag(),
+        "drop_previous_output": Flag(),
+    }
+)
+OPEN_SESSION_FIELDS: Mapping[str, Rule] = {
+    "capacity_of_str_len": Number(0, INT32_MAX, integer=True),
+    "session_id": SESSION_ID,
+    "streaming": Flag(),
+    "timeout": Number(0, 604800, above=True),
+}
+CLOSE_SESSION_FIELDS: Mapping[str, Rule] = {"session_id": SESSION_ID}
 _SAMPLING: Mapping[str, Rule] = {**SAMPLING_FIELDS, **GRAMMAR_FIELDS}
 MAX_THINKING = Number(0, INT32_MAX, integer=True)
 _NO_MEDIA = "this server takes text only"
@@ -127,8 +145,8 @@ GENERATE_FIELDS: Mapping[str, Rule] = {
     "routed_experts_start_len": Unsupported((0,)),
     "return_indexer_topk": Unsupported((False,)),
     "return_entropy": Unsupported((False,)),
-    "session_params": Unsupported(),
-    "session_id": Unsupported(),
+    "session_params": PerPrompt(SESSION_PARAMS),
+    "session_id": SESSION_ID,
     "lora_path": Unsupported(),
     "custom_logit_processor": Unsupported(
         (), "it would run code of the request; use logit_bias, or a sampling parameter"
@@ -190,6 +208,7 @@ def parse_call(body: Mapping[str, Any]) -> NativeCall:
         raise RequestError(
             "all prompts of a call share one n", code="invalid_value", param="sampling_params.n"
         )
+    sessions = [_session(given, fields.get("session_id")) for given in spread("session_params")]
     rids = spread("rid")
     if batch and isinstance(fields.get("rid"), str):
         rids = [f"{fields['rid']}-{i}" for i in range(count)]
@@ -209,9 +228,10 @@ def parse_call(body: Mapping[str, Any]) -> NativeCall:
             constraint=constraint,
             reasons=reasons,
             max_thinking_tokens=most,
+            session=session,
         )
-        for rid, prompt, one, wanted, given, constraint in zip(
-            rids, prompts, params, logprobs, given_params, constraints, strict=True
+        for rid, prompt, one, wanted, given, constraint, session in zip(
+            rids, prompts, params, logprobs, given_params, constraints, sessions, strict=True
         )
     ]
     return NativeCall(
@@ -221,6 +241,26 @@ def parse_call(body: Mapping[str, Any]) -> NativeCall:
         text_in_logprobs=fields.get("return_text_in_logprobs", False),
         return_prompt_ids=fields.get("return_prompt_token_ids", False),
         return_forced=fields.get("return_forced", False),
+    )
+
+
+def _session(given: Mapping[str, Any] | None, session_id: str | None) -> SessionRef | None:
+    if given is None:
+        return None if session_id is None else SessionRef(id=session_id, latest=True)
+    if session_id is not None:
+        raise RequestError(
+            "session_params and session_id exclude each other: send one of them",
+            code="invalid_value",
+            param="session_id",
+        )
+    if "id" not in given:
+        raise RequestError("session_params.id is missing", code="missing_field", param="session_params.id")
+    return SessionRef(
+        id=given["id"],
+        rid=given.get("rid"),
+        offset=given.get("offset"),
+        replace=given.get("replace", False),
+        drop_output=given.get("drop_previous_output", False),
     )
 
 

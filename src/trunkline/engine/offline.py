@@ -17,9 +17,17 @@ from trunkline.config.cli import from_kwargs
 from trunkline.config.flags import Args
 from trunkline.config.resolve import load_config
 from trunkline.engine.client import EngineClient
-from trunkline.engine.fields import INT32_MAX
+from trunkline.engine.fields import INT32_MAX, read_fields
 from trunkline.engine.frontend import Frontend
-from trunkline.engine.native import GENERATE_FIELDS, NativeCall, answers, join_answers, parse_call
+from trunkline.engine.native import (
+    CLOSE_SESSION_FIELDS,
+    GENERATE_FIELDS,
+    OPEN_SESSION_FIELDS,
+    NativeCall,
+    answers,
+    join_answers,
+    parse_call,
+)
 from trunkline.text.tokenizer import Tokenizer
 from trunkline.types import RequestError
 
@@ -144,6 +152,32 @@ class Engine:
             put(error)
         else:
             put(None)
+
+    # ------------------------------------------------------------------ sessions
+    def open_session(
+        self,
+        capacity_of_str_len: int = 0,
+        session_id: str | None = None,
+        streaming: bool = False,
+        timeout: float | None = None,
+    ) -> str:
+        """Open a session that `session_params` of `generate` can go on from; returns its id.
+
+        `capacity_of_str_len`: most tokens it may store, 0: what `max_session_tokens` leaves. Raises
+        RequestError when it exists, or too many are open.
+        """
+        given: dict[str, Any] = {"capacity_of_str_len": capacity_of_str_len, "session_id": session_id}
+        return self._wait(self._open_session({**given, "streaming": streaming, "timeout": timeout}))
+
+    async def _open_session(self, given: Mapping[str, Any]) -> str:
+        return self._frontend.sessions.open(**read_fields(OPEN_SESSION_FIELDS, given))
+
+    def close_session(self, session_id: str) -> None:
+        """Raises RequestError for one that is not open."""
+        self._wait(self._close_session({"session_id": session_id}))
+
+    async def _close_session(self, given: Mapping[str, Any]) -> None:
+        self._frontend.sessions.close(**read_fields(CLOSE_SESSION_FIELDS, given))
 
     # ------------------------------------------------------------------ control
     def flush_cache(self) -> bool:

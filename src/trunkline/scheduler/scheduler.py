@@ -529,6 +529,8 @@ class Scheduler:
     def _finish(self, request: Request, reason: FinishReason, result: RowOutput | None = None) -> TokensOut:
         out = self._output(request, reason, result)
         if request.row >= 0:
+            if request.message.session and request.lease is not None:
+                self.cache.keep(request.message.session, request.lease)
             self._leave_row(request)
         elif request in self._blocked:
             self._blocked.remove(request)
