@@ -14,6 +14,7 @@ from trunkline.types import (
     FinishReason,
     GrammarSpec,
     LogprobParams,
+    Pooling,
     SamplingParams,
     Thinking,
     TokenLogprobs,
@@ -32,6 +33,7 @@ class AddRequest(msgspec.Struct, frozen=True, tag="add", omit_defaults=True, kw_
     grammar: GrammarSpec | None = None  # what the output must match, behind its reasoning if it has any
     thinking: Thinking | None = None  # the output begins with reasoning
     session: str = ""  # whose pages it leaves behind are evicted after others, until EndSession
+    pooling: Pooling | None = None  # the answer is a vector; no token comes out: `max_new_tokens` is 0
 
 
 class Abort(msgspec.Struct, frozen=True, tag="abort"):
@@ -85,6 +87,7 @@ class TokensOut(msgspec.Struct, frozen=True, tag="out", omit_defaults=True, kw_o
     cached_tokens: int = 0  # prompt tokens taken from the prefix cache
     retractions: int = 0  # times the request was preempted
     forced: list[int] = []  # indices into `token_ids` of those that its grammar dictated
+    embedding: bytes = b""  # with the last output of a pooled request: float32 [hidden], little-endian
     finish: FinishReason | None = None
 
 

@@ -105,6 +105,9 @@ class Thinking(msgspec.Struct, frozen=True, omit_defaults=True):
     max_tokens: int | None = None
 
 
+Pooling = Literal["last", "mean"]  # of hidden states: the last token's, or the average over all tokens
+
+
 class CacheKey(msgspec.Struct, frozen=True):
     """Everything but the tokens that made a KV page (P13). Pages are shared only under an equal key."""
 

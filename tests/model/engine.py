@@ -16,7 +16,7 @@ from trunkline.engine.guidance import Guidance
 from trunkline.messages import AddRequest, Outputs
 from trunkline.scheduler.plan import Admit, RowStep, StepPlan
 from trunkline.scheduler.scheduler import Scheduler
-from trunkline.types import FinishReason, LogprobParams, SamplingParams, TokenLogprobs
+from trunkline.types import FinishReason, LogprobParams, Pooling, SamplingParams, TokenLogprobs
 from trunkline.worker.runner import ModelWorker
 
 MAX_STEPS = 5000
@@ -29,6 +29,7 @@ class Result:
     tokens: list[int] = field(default_factory=list)
     logprobs: list[TokenLogprobs] = field(default_factory=list)
     prompt_logprobs: list[TokenLogprobs] | None = None
+    embedding: bytes = b""
     finish: FinishReason | None = None
 
 
@@ -93,7 +94,7 @@ def run(core: EngineCore, requests: Sequence[AddRequest], gap: int = 0) -> dict[
             result.tokens += out.token_ids
             result.logprobs += out.logprobs or []
             result.prompt_logprobs = out.prompt_logprobs or result.prompt_logprobs
-            result.finish = out.finish
+            result.embedding, result.finish = out.embedding, out.finish
         core.scheduler.check()
     raise AssertionError(f"not done after {MAX_STEPS} steps")
 
@@ -107,6 +108,7 @@ def admit(
     computed: int = 0,
     logprobs: LogprobParams | None = None,
     prompt_logprobs_from: int | None = None,
+    pooling: Pooling | None = None,
 ) -> Admit:
     return Admit(
         row=row,
@@ -118,6 +120,7 @@ def admit(
         params=params or SamplingParams(temperature=0.0),
         logprobs=logprobs,
         prompt_logprobs_from=prompt_logprobs_from,
+        pooling=pooling,
     )
 
 

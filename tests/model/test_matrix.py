@@ -20,13 +20,15 @@ from tests.model.engine import Result, engine_config, make_core, run
 from trunkline.config.compat import FEATURES
 from trunkline.config.schema import EngineConfig
 from trunkline.kernels.ops import Kernels
+from trunkline.layers.pooling import Pool
 from trunkline.layers.sampler import TokenMasks
 from trunkline.messages import AddRequest
 from trunkline.scheduler.plan import TokensAt
-from trunkline.types import GrammarSpec, LogprobParams, SamplingParams, Thinking
+from trunkline.types import GrammarSpec, LogprobParams, Pooling, SamplingParams, Thinking
 from trunkline.worker.rows import Rows
 
 AXES: Mapping[str, tuple[Any, ...]] = {f.axis: f.values for f in FEATURES if f.axis}
+POOLINGS: tuple[Pooling, ...] = ("mean", "last")
 GAPS = {"alone": -1, "together": 0, "staggered": 3}
 CONTEXT = 160
 Case = dict[str, Any]
@@ -125,6 +127,15 @@ def requests() -> list[AddRequest]:
                 thinking=thinking,
             )
         )
+    for i, kind in enumerate(POOLINGS * 2):
+        built.append(
+            AddRequest(
+                rid=f"p{i}",
+                token_ids=trunk[: 66 - 3 * i] + own[i],
+                params=SamplingParams(max_new_tokens=0, temperature=0.0),
+                pooling=kind,
+            )
+        )
     return built
 
 
@@ -186,6 +197,17 @@ def seed_of_the_step(patch: pytest.MonkeyPatch, kernels: Kernels) -> None:
     )
 
 
+def sum_of_chunk_means(patch: pytest.MonkeyPatch, kernels: Kernels) -> None:
+    """A mean in floating point, chunk by chunk."""
+    patch.setattr(
+        Pool, "add", lambda self, states: setattr(self, "_last", states.mean(0) + _or_zero(self._last))
+    )
+
+
+def _or_zero(tensor: torch.Tensor | None) -> torch.Tensor | float:
+    return 0.0 if tensor is None else tensor
+
+
 def late_positions(patch: pytest.MonkeyPatch, kernels: Kernels) -> None:
     """Overlap goes wrong: the sampled token is put one place too late for the next step to find it."""
     right = Rows.put_tokens
@@ -215,6 +237,7 @@ BUGS = [
     stale_pages,
     batch_dependent_product,
     seed_of_the_step,
+    sum_of_chunk_means,
     late_positions,
     forced_tokens_forgotten,
     masks_of_the_neighbor,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from msgspec.structs import replace
@@ -13,10 +14,12 @@ from tests.model.engine import admit, engine_config, make_worker, plan
 from trunkline.config.model_spec import ModelError
 from trunkline.config.schema import EngineConfig
 from trunkline.kernels import ref
+from trunkline.layers.pooling import Pool
 from trunkline.scheduler.plan import PagesAt, RowOutput, RowStep, StepPlan
-from trunkline.types import LogprobParams, SamplingParams
+from trunkline.types import LogprobParams, Pooling, SamplingParams
 from trunkline.worker.runner import NON_FINITE, ModelWorker
 
+POOLINGS: tuple[Pooling, ...] = ("last", "mean")
 IDS = [5, 9, 200, 31, 77, 4, 250]
 
 
@@ -93,6 +96,53 @@ def test_non_finite_prompt_logprobs_are_an_error(worker: ModelWorker) -> None:
     step(worker, (0, 4, False), admits=[admit(IDS, [0, 1], **request)])  # type: ignore[arg-type]
     worker.pool.data[0, :4] = float("nan")
     assert step(worker, (0, 2, False)) == [RowOutput([], error=NON_FINITE)]
+
+
+def pooled(worker: ModelWorker, kind: Pooling, *chunks: int, row: int = 0) -> bytes:
+    """The vector of IDS, run in chunks."""
+    admits, outputs = [admit(IDS, [2 * row, 2 * row + 1], row=row, pooling=kind)], []
+    for index, size in enumerate(chunks):
+        last = index == len(chunks) - 1
+        outputs += step(worker, (row, size, last), admits=() if index else admits)
+    assert all(output.embedding == b"" for output in outputs[:-1])
+    step(worker, retires=[row])
+    return outputs[-1].embedding
+
+
+def test_pooling_is_of_the_states_behind_the_final_norm(worker: ModelWorker) -> None:
+    run = worker.forward(
+        plan((0, 7, False), admits=[admit(IDS, [0, 1], logprobs=LogprobParams(), prompt_logprobs_from=1)])
+    )
+    assert run.hidden is not None
+    states = worker.model.norm(run.hidden).double()
+    step(worker, retires=[0])
+    last, mean = (np.frombuffer(pooled(worker, kind, 7), "<f4") for kind in POOLINGS)
+    assert last.tolist() == states[-1].float().tolist()
+    assert mean.tolist() == pytest.approx(states.mean(0).tolist(), rel=1e-6, abs=1e-9)
+
+
+@pytest.mark.parametrize("kind", POOLINGS)
+def test_vectors_do_not_depend_on_chunks_or_rows(worker: ModelWorker, kind: Pooling) -> None:
+    whole = pooled(worker, kind, 7)
+    assert whole
+    for chunks in ((1,) * 7, (3, 4), (4, 3), (1, 5, 1)):
+        assert pooled(worker, kind, *chunks, row=2) == whole
+
+
+def test_a_state_that_is_not_finite_ends_a_pooled_row(worker: ModelWorker) -> None:
+    for kind in POOLINGS:
+        step(worker, (0, 4, False), admits=[admit(IDS, [0, 1], pooling=kind)])
+        worker.pool.data[0, :4] = float("nan")
+        assert step(worker, (0, 3, True)) == [RowOutput([], error=NON_FINITE)]
+        step(worker, retires=[0])
+
+
+def test_a_mean_that_has_no_room_is_no_number() -> None:
+    pool = Pool("mean", 2, torch.device("cpu"))
+    pool.add(torch.tensor([[1.0, 3.0], [2.0, -4.0]]))
+    assert pool.result().tolist() == [1.5, -0.5]
+    pool.add(torch.tensor([[1.0, 2.0**29]]))
+    assert pool.result().isnan().all()
 
 
 def test_every_token_banned_ends_one_row(worker: ModelWorker) -> None:

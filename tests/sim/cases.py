@@ -11,7 +11,7 @@ from tests.sim.grammar import BAD, BREAKS
 from tests.sim.toy_lm import NUM_SAMPLED, VOCAB_SIZE, generate
 from trunkline.config.schema import SchedulerConfig
 from trunkline.messages import AddRequest
-from trunkline.types import CacheKey, GrammarSpec, LogprobParams, SamplingParams, Thinking
+from trunkline.types import CacheKey, GrammarSpec, LogprobParams, Pooling, SamplingParams, Thinking
 
 
 @dataclass(slots=True)
@@ -164,6 +164,8 @@ def _submissions(rng: Random, page_size: int, max_context: int, crowded: bool) -
         entry = Submission(_message(rng, f"r{index}", prompt, key, crowded), at)
         if guided > rng.random():
             entry.message = _guide(rng, entry.message)
+        elif rng.random() < 0.12:
+            entry.message = _pool(rng, entry.message)
         _complicate(rng, entry, max_context)
         if entry.again is not None and guided > rng.random():
             entry.again = _guide(rng, entry.again)
@@ -221,11 +223,20 @@ def _guide(rng: Random, message: AddRequest) -> AddRequest:
     return msgspec.structs.replace(message, grammar=grammar, thinking=thinking)
 
 
+def _pool(rng: Random, message: AddRequest) -> AddRequest:
+    """The same prompt, for a vector."""
+    params = msgspec.structs.replace(message.params, max_new_tokens=0, min_new_tokens=0)
+    kind: Pooling = rng.choice(("last", "mean"))
+    return msgspec.structs.replace(message, params=params, logprobs=None, pooling=kind)
+
+
 def _complicate(rng: Random, entry: Submission, max_context: int) -> None:
     """Remote starts, rows that break, aborts, and ids that are used again."""
     message = entry.message
     start = message.logprobs.prompt_start if message.logprobs else None
     most = len(message.token_ids) - 1 if start is None else min(start, len(message.token_ids) - 1)
+    if message.pooling == "mean":
+        most = 0  # it needs the hidden states of all positions
     if most > 0 and rng.random() < 0.12:
         entry.received = rng.randrange(1, most + 1)
     if rng.random() < 0.05:

@@ -263,6 +263,15 @@ def _ignores_logprobs(original: Any, self: Request) -> int:
     return len(self.tokens) - 1
 
 
+def _ignores_pooling(original: Any, self: Request) -> int:
+    return original(self) or len(self.tokens) - 1  # type: ignore[no-any-return]
+
+
+def _pooling_forgotten(original: Any, request: Request) -> Any:
+    admit = original(request)
+    return msgspec.structs.replace(admit, pooling=None) if request.retractions else admit
+
+
 def _reports_again(original: Any, self: Request) -> Any:
     said, self.prompt_logprobs = self.prompt_logprobs, []
     position = original(self)
@@ -458,6 +467,18 @@ MUTATIONS = (
         "a hit covers positions whose logprobs are wanted",
         ((Request, "prefix_limit"),),
         _ignores_logprobs,
+    ),
+    Mutation(
+        "hit_covers_pooled",
+        "a hit covers positions whose hidden states a mean needs",
+        ((Request, "prefix_limit"),),
+        _ignores_pooling,
+    ),
+    Mutation(
+        "pooling_forgotten",
+        "the worker is not told that a readmitted request wants a vector",
+        ((Scheduler, "_admission"),),
+        _pooling_forgotten,
     ),
     Mutation(
         "logprobs_twice",

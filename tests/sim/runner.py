@@ -375,6 +375,8 @@ class Simulation:
             hit = self.cache.match_length(stream.message.cache_key, tokens, len(tokens) - 1)
             whole = (len(tokens) - 1) // self.case.page_size * self.case.page_size
             expect(hit == whole, f"{out.rid}: {hit} of {whole} tokens are in the cache when it ends")
+        expect(out.embedding == want.embedding, f"{out.rid}: its vector differs")
+        self.counts["pooled"] += bool(out.embedding)
         expect(
             stream.prompt_logprobs == want.prompt_logprobs,
             f"{out.rid}: prompt logprobs {stream.prompt_logprobs}, should be {want.prompt_logprobs}",

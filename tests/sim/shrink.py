@@ -72,7 +72,7 @@ def _simpler(entry: Submission) -> Iterator[Submission]:
             yield replace(entry, **{name: getattr(plain, name)})
     if message.logprobs is not None:
         yield replace(entry, message=msgspec.structs.replace(message, logprobs=None))
-    for name in ("thinking", "grammar"):
+    for name in ("thinking", "grammar", "pooling"):
         if getattr(message, name) is not None:
             yield replace(entry, message=msgspec.structs.replace(message, **{name: None}))
     if message.priority:

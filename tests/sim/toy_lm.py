@@ -14,7 +14,7 @@ from tests.sim.integers import NUM_SAMPLED as NUM_SAMPLED
 from tests.sim.integers import VOCAB_SIZE as VOCAB_SIZE
 from tests.sim.integers import mix as mix
 from trunkline.messages import AddRequest
-from trunkline.types import CacheKey, FinishReason, LogprobParams, SamplingParams, TokenLogprobs
+from trunkline.types import CacheKey, FinishReason, LogprobParams, Pooling, SamplingParams, TokenLogprobs
 
 
 def start_state(key: CacheKey) -> int:
@@ -70,6 +70,12 @@ def token_logprobs(attended: int, token: int, wanted: LogprobParams) -> TokenLog
     return TokenLogprobs(token, logprob_of(attended, token), top, chosen)
 
 
+def pooled(states: list[int], pooling: Pooling) -> bytes:
+    """The vector of a text whose positions attended to `states`; the mean depends on how many there were."""
+    value = states[-1] if pooling == "last" else mix(sum(states) + len(states))
+    return value.to_bytes(16, "little")
+
+
 @dataclass(slots=True)
 class Expected:
     """What naive generation gives, one token at a time, with no cache and no batch."""
@@ -78,6 +84,7 @@ class Expected:
     finish: FinishReason
     logprobs: list[TokenLogprobs] | None
     prompt_logprobs: list[TokenLogprobs] | None
+    embedding: bytes = b""
 
 
 def generate(message: AddRequest, max_context: int) -> Expected:
@@ -86,12 +93,16 @@ def generate(message: AddRequest, max_context: int) -> Expected:
     choose = Chooser.of(params)
     attended, token = start_state(message.cache_key), -1
     prompt_logprobs: list[TokenLogprobs] = []
+    states: list[int] = []
     first = wanted.prompt_start if wanted is not None else None
     for position, token in enumerate(message.token_ids):
         if wanted is not None and first is not None and position >= first:
             report = token_logprobs(attended, token, wanted)
             prompt_logprobs.append(TokenLogprobs(token, None) if position == first else report)
         attended += slot_of(attended, token, position)
+        states.append(attended)
+    if message.pooling is not None:
+        return Expected([], FinishReason("length"), None, None, pooled(states, message.pooling))
     room = max_context - len(message.token_ids)
     limit = room if params.max_new_tokens is None else min(room, params.max_new_tokens)
     ends = () if params.ignore_eos and message.grammar is None else EOS_IDS

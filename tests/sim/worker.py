@@ -7,11 +7,11 @@ once, while the host sees them only through `ToyResult.result()`, as on a device
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
-from tests.sim.toy_lm import Chooser, draft, slot_of, start_state, token_logprobs
+from tests.sim.toy_lm import Chooser, draft, pooled, slot_of, start_state, token_logprobs
 from trunkline.scheduler.plan import (
     Admit,
     Masks,
@@ -22,7 +22,7 @@ from trunkline.scheduler.plan import (
     StepPlan,
     TokensAt,
 )
-from trunkline.types import CacheKey, LogprobParams, TokenLogprobs
+from trunkline.types import CacheKey, LogprobParams, Pooling, TokenLogprobs
 
 
 class ProtocolError(BaseException):
@@ -68,6 +68,8 @@ class Row:
     report_from: int | None
     arrival: Arrival
     drafts: list[int]
+    pooling: Pooling | None = None
+    states: list[int] = field(default_factory=list)  # of the positions run so far, for the mean
     steps: int = 0
     broken: bool = False  # a step of it failed: its KV is not to be trusted from there on
 
@@ -235,6 +237,7 @@ class ToyWorker:
             report_from=admit.prompt_logprobs_from,
             arrival=arrival,
             drafts=[],
+            pooling=admit.pooling,
         )
         if row.report_from is not None:
             self.require(
@@ -243,6 +246,8 @@ class ToyWorker:
             self.require(
                 row.computed < row.report_from, f"{what}: position {row.report_from} has no logits to report"
             )
+        if row.pooling == "mean":
+            self.require(row.computed == 0, f"{what}: {row.computed} positions are missing in the mean")
         self.rows[admit.row] = row
         filled = -(-row.computed // self.page_size)
         self.require(
@@ -394,6 +399,8 @@ class ToyWorker:
         row.steps += 1
         prompt_logprobs = self._prompt_logprobs(run)
         row.drafts = []
+        if row.pooling is not None:
+            row.states += run.attended
         if not step.samples:
             row.computed += step.q_len
             return RowOutput([], error="broken") if fails else RowOutput([], prompt_logprobs=prompt_logprobs)
@@ -415,7 +422,8 @@ class ToyWorker:
         row.drafts = draft(attended, row.tokens, row.choose, num_out + len(out), self.num_drafts)
         if fails:
             return RowOutput([], error="broken")
-        return RowOutput(out, logprobs if row.wanted is not None else None, prompt_logprobs)
+        vector = b"" if row.pooling is None else pooled(row.states, row.pooling)
+        return RowOutput(out, logprobs if row.wanted is not None else None, prompt_logprobs, vector)
 
     def _prompt_logprobs(self, run: Computed) -> list[TokenLogprobs] | None:
         """Entries for the prompt positions whose predecessor was computed in this step."""

@@ -128,6 +128,10 @@ class DecoderModel:
             x = layer(x, index, rope, attend)
         return x
 
+    def states(self, hidden: Tensor) -> Tensor:
+        """[n, hidden] -> the same after the final norm, as pooling takes it."""
+        return self.norm(hidden)
+
     def logits(self, hidden: Tensor) -> Tensor:
         """[n, hidden] -> [n, vocabulary] float32."""
         return self.head(self.norm(hidden))

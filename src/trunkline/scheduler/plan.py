@@ -13,7 +13,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from trunkline.types import LogprobParams, SamplingParams, TokenLogprobs
+from trunkline.types import LogprobParams, Pooling, SamplingParams, TokenLogprobs
 
 
 class Admit(msgspec.Struct, frozen=True, kw_only=True):
@@ -36,6 +36,7 @@ class Admit(msgspec.Struct, frozen=True, kw_only=True):
     )  # position p >= 1: the first one to report in this run; None when not wanted
     guided: bool = False  # masks come with the steps that sample it
     received: int = 0  # tokens whose KV another instance delivers into `pages`, instead of this one's cache
+    pooling: Pooling | None = None  # the step that would sample yields a vector too
 
 
 class PagesAt(msgspec.Struct, frozen=True, array_like=True):
@@ -109,6 +110,7 @@ class RowOutput(msgspec.Struct, frozen=True, array_like=True):
     token_ids: list[int]
     logprobs: list[TokenLogprobs] | None = None
     prompt_logprobs: list[TokenLogprobs] | None = None
+    embedding: bytes = b""  # of a pooled row that samples: float32 [hidden], little-endian
     error: str | None = None  # this row alone failed (e.g. non-finite logits); its request ends
 
 

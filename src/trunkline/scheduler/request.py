@@ -77,7 +77,8 @@ class Request:
 
     @property
     def prefix_limit(self) -> int:
-        """Most tokens that a prefix hit may cover: positions whose logits are needed are computed."""
-        limit = len(self.tokens) - 1
+        """Most tokens that a prefix hit may cover: positions whose logits or hidden states are needed are
+        computed."""
+        limit = 0 if self.message.pooling == "mean" else len(self.tokens) - 1
         wanted = self.next_prompt_logprob
         return limit if wanted is None else min(limit, wanted - 1)

@@ -318,6 +318,7 @@ class Scheduler:
             prompt_logprobs_from=request.next_prompt_logprob,
             guided=request.guide is not None,
             received=request.received,
+            pooling=request.message.pooling,
         )
 
     # ------------------------------------------------------------------ admission
@@ -568,6 +569,7 @@ class Scheduler:
             cached_tokens=request.cached_tokens or 0,
             retractions=request.retractions,
             forced=forced,
+            embedding=b"" if result is None else result.embedding,
             finish=reason,
         )
 

@@ -16,6 +16,12 @@ def output_limit(message: AddRequest, config: SchedulerConfig, cache: PrefixCach
     _check_params(message.params, vocab_size)
     if message.logprobs is not None:
         _check_logprobs(message.logprobs, len(message.token_ids), vocab_size)
+    if message.pooling is not None and message.params.max_new_tokens != 0:
+        raise RequestError(
+            "a pooled request yields a vector and no tokens: max_new_tokens must be 0",
+            code="out_of_range",
+            param="max_new_tokens",
+        )
     return _output_room(len(message.token_ids), message.params.max_new_tokens, config, cache)
 
 

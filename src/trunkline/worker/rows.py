@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from trunkline.layers.pooling import Pool
 from trunkline.layers.sampler import RowSampling, row_sampling
 from trunkline.scheduler.plan import Admit, PagesAt, TokensAt
 
@@ -25,8 +26,10 @@ class Rows:
         page_size: int,
         eos_token_ids: tuple[int, ...],
         device: torch.device,
+        hidden_size: int,
     ) -> None:
         self.device = device
+        self.hidden_size = hidden_size
         self.eos_token_ids = eos_token_ids
         self.max_context = max_context
         self.tokens = torch.zeros(max_running, max_context + 1, dtype=torch.int32, device=device)
@@ -35,6 +38,7 @@ class Rows:
         self.prompt_len = np.zeros(max_running, np.int64)
         self.prompt_logprobs_from: list[int | None] = [None] * max_running
         self.sampling: list[RowSampling | None] = [None] * max_running
+        self.pools: list[Pool | None] = [None] * max_running
 
     def admit(self, admit: Admit) -> None:
         row, count = admit.row, len(admit.token_ids)
@@ -56,6 +60,8 @@ class Rows:
             self.device,
             guided=admit.guided,
         )
+        if admit.pooling is not None:
+            self.pools[row] = Pool(admit.pooling, self.hidden_size, self.device)
         self.set_pages(PagesAt(row, 0, admit.pages))
 
     def set_pages(self, entry: PagesAt) -> None:
@@ -76,6 +82,7 @@ class Rows:
     def retire(self, row: int) -> None:
         self.sampling[row] = None
         self.prompt_logprobs_from[row] = None
+        self.pools[row] = None
 
     def live_sampling(self, row: int) -> RowSampling:
         """The row's sampling column. Raises ValueError for a row that no request holds."""

@@ -36,7 +36,7 @@ class Step:
 
     plan: StepPlan
     batch: ForwardBatch | None = None  # None: the plan had no rows
-    hidden: Tensor | None = None  # [T, hidden], kept only while prompt logprobs are wanted
+    hidden: Tensor | None = None  # [T, hidden], kept only while prompt logprobs or vectors are wanted
     logits: Tensor | None = None
     top: tuple[Tensor, Tensor] | None = None
 
@@ -48,6 +48,7 @@ class _RowResult:
     index: int | None  # among the sampling rows; None: a chunk that does not sample
     logprobs: Logprobs | None
     prompt: list[Logprobs] | None
+    vector: Tensor | None = None  # [hidden] float32
 
 
 class SampledStep:
@@ -80,7 +81,13 @@ class SampledStep:
         if not usable[row.index]:
             return RowOutput([], error=NON_FINITE)
         logprobs = None if row.logprobs is None else row.logprobs.to_host()
-        return RowOutput([tokens[row.index]], logprobs, prompt)
+        embedding = b""
+        if row.vector is not None:
+            vector = row.vector.cpu().numpy()
+            if not np.isfinite(vector).all():
+                return RowOutput([], error=NON_FINITE)
+            embedding = vector.astype("<f4").tobytes()
+        return RowOutput([tokens[row.index]], logprobs, prompt, embedding)
 
 
 def _quantization(config: ModelConfig) -> Quantization | None:
@@ -124,6 +131,7 @@ class ModelWorker:
             cache.page_size,
             spec.eos_token_ids,
             self.device,
+            spec.hidden_size,
         )
 
     @torch.inference_mode()
@@ -153,7 +161,10 @@ class ModelWorker:
                 logits = self.model.logits(last)
             else:
                 top = self.model.top(last)
-        keep = any(self.rows.prompt_logprobs_from[step.row] is not None for step in plan.rows)
+        keep = any(
+            self.rows.prompt_logprobs_from[step.row] is not None or self.rows.pools[step.row] is not None
+            for step in plan.rows
+        )
         return Step(plan, batch, hidden if keep else None, logits, top)
 
     @torch.inference_mode()
@@ -181,6 +192,7 @@ class ModelWorker:
         results, index = [], 0
         for number, entry in enumerate(steps):
             prompt = self._prompt_logprobs(step, number, entry)
+            vector = self._pool(step, number, entry)
             if not entry.samples:
                 results.append(_RowResult(None, None, prompt))
                 continue
@@ -189,9 +201,19 @@ class ModelWorker:
             if wanted is not None and step.logits is not None:
                 at = slice(index, index + 1)
                 logprobs = logprobs_of(step.logits[at], tokens[at], wanted)
-            results.append(_RowResult(index, logprobs, prompt))
+            results.append(_RowResult(index, logprobs, prompt, vector))
             index += 1
         return SampledStep(tokens, usable, results)
+
+    def _pool(self, step: Step, number: int, entry: RowStep) -> Tensor | None:
+        """Take this chunk's hidden states into the row's pool. The vector, if the chunk is the last."""
+        pool = self.rows.pools[entry.row]
+        if pool is None or step.hidden is None or step.batch is None:
+            return None
+        if pool.kind == "mean" or entry.samples:
+            begin = int(step.batch.q_start[number])
+            pool.add(self.model.states(step.hidden[begin : begin + entry.q_len]))
+        return pool.result() if entry.samples else None
 
     def _prompt_logprobs(self, step: Step, number: int, entry: RowStep) -> list[Logprobs] | None:
         """Logprobs of the prompt tokens that this chunk predicts, in slices that bound the memory."""
