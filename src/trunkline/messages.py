@@ -99,6 +99,7 @@ class Ready(msgspec.Struct, frozen=True, tag="ready", kw_only=True):
     page_size: int
     max_running: int
     vocab_size: int
+    hidden_size: int = 0  # numbers in the vector of a pooled request
     info: dict[str, str | int | float | bool | None] = {}  # for /server_info and the start-up log
 
 

@@ -125,6 +125,23 @@ def test_generation_config(tmp_path: Path) -> None:
     assert spec.generation_defaults == {"temperature": 0.0, "top_k": 20}
 
 
+@pytest.mark.parametrize(
+    ("modes", "pooling"),
+    [
+        ({"pooling_mode_lasttoken": True, "pooling_mode_mean_tokens": False}, "last"),
+        ({"pooling_mode_mean_tokens": True, "word_embedding_dimension": 64}, "mean"),
+        ({"pooling_mode_cls_token": True}, None),
+        ({"pooling_mode_mean_tokens": True, "pooling_mode_max_tokens": True}, None),
+    ],
+)
+def test_pooling_of_sentence_transformers(tmp_path: Path, modes: dict[str, Any], pooling: str | None) -> None:
+    path = write(tmp_path)
+    assert load_model_spec(path).pooling is None
+    (tmp_path / "1_Pooling").mkdir()
+    (tmp_path / "1_Pooling" / "config.json").write_text(json.dumps(modes))
+    assert load_model_spec(path).pooling == pooling
+
+
 def test_missing_folder_and_config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ModelError, match="no hub id") as caught:
         load_model_spec(str(tmp_path / "nothing"))

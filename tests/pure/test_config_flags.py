@@ -20,6 +20,7 @@ OTHER_VALUE = {
     "model_path": "other",
     "tokenizer_path": "elsewhere",
     "revision": "v2",
+    "pooling": "mean",
     "dtype": "bfloat16",
     "quantization": "int8",
     "quantization_group_size": "128",

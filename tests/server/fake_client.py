@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import struct
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass, field
 
@@ -58,6 +59,7 @@ class FakeClient:
             page_size=8,
             max_running=self.max_running,
             vocab_size=self.vocab_size,
+            hidden_size=4,
         )
 
     async def stream(self, request: AddRequest) -> AsyncGenerator[TokensOut, None]:
@@ -102,11 +104,20 @@ class FakeClient:
                 logprobs=None if wanted is None else [self._logprobs(token, wanted) for token in part],
                 prompt_logprobs=self._prompt_logprobs(request) if at == 0 else None,
                 cached_tokens=self.cached,
+                embedding=self._vector(request) if at == len(parts) - 1 else b"",
                 forced=[index for index in self.forced if index < len(part)],
                 finish=finish if at == len(parts) - 1 else None,
             )
             for at, part in enumerate(parts)
         ]
+
+    @staticmethod
+    def _vector(request: AddRequest) -> bytes:
+        """Four numbers that depend on the prompt and the kind of pooling."""
+        if request.pooling is None:
+            return b""
+        first, last = request.token_ids[0], request.token_ids[-1]
+        return struct.pack("<4f", 3.0, 4.0 if request.pooling == "last" else -4.0, 1.0 + first, 1.0 + last)
 
     def _limited(self, request: AddRequest) -> tuple[list[int], FinishReason]:
         params = request.params

@@ -22,12 +22,20 @@ from trunkline.engine.fields import (
     Unsupported,
 )
 from trunkline.engine.native import GENERATE_FIELDS, PerPrompt, Prompts
+from trunkline.engine.scoring import SCORE_FIELDS
+from trunkline.engine.vectors import ENCODE_FIELDS
 from trunkline.server.fields import ABORT_FIELDS, CHAT_FIELDS, COMPLETION_FIELDS, ToolChoice
+from trunkline.server.scores import RERANK_FIELDS
+from trunkline.server.vectors import EMBEDDING_FIELDS
 
 ROUTES: dict[str, tuple[Mapping[str, Rule], dict[str, Any]]] = {
     "/v1/chat/completions": (CHAT_FIELDS, {"messages": [{"role": "user", "content": "hi"}]}),
     "/v1/completions": (COMPLETION_FIELDS, {"prompt": "hi"}),
     "/generate": (GENERATE_FIELDS, {"text": "hi"}),
+    "/v1/embeddings": (EMBEDDING_FIELDS, {"input": "hi"}),
+    "/encode": (ENCODE_FIELDS, {"text": "hi"}),
+    "/v1/score": (SCORE_FIELDS, {"query": "hi", "items": ["a"], "label_token_ids": [5]}),
+    "/v1/rerank": (RERANK_FIELDS, {"query": "hi", "documents": ["a"]}),
 }
 GOOD: dict[str, Any] = {  # for fields whose accepted values a rule does not show
     "stream_options": {"include_usage": True},
@@ -37,6 +45,8 @@ GOOD: dict[str, Any] = {  # for fields whose accepted values a rule does not sho
     "chat_template_kwargs": {"enable_thinking": True},
     "model": "tiny",
     "stop": ["x", "y"],
+    "documents": ["a"],
+    "encoding_format": "base64",
     "logit_bias": {"5": -3.5},
     "response_format": {"type": "json_object"},
 }  # fmt: skip
@@ -46,7 +56,8 @@ NEEDS: dict[str, dict[str, Any]] = {  # other fields that a field goes with
     "top_logprobs_num": {"return_logprob": True},
     "token_ids_logprob": {"return_logprob": True},
 }
-NOT_BY_ITSELF = {"text", "input_ids", "reasoning_effort", "max_thinking_tokens"}  # tested on their own below
+REQUIRED = {"messages", "prompt", "text", "input", "query", "items", "documents", "label_token_ids"}
+NOT_BY_ITSELF = {"instruct", "text", "input_ids", "reasoning_effort", "max_thinking_tokens"}  # tested apart
 NOT_BY_ITSELF |= {"session_params", "session_id"}  # in test_sessions.py
 
 
@@ -150,7 +161,7 @@ def assert_refused(response: httpx.Response, code: str, param: str) -> None:
 
 @pytest.mark.parametrize(("route", "name", "rule"), ALL)
 async def test_null_means_not_given(http: httpx.AsyncClient, route: str, name: str, rule: Rule) -> None:
-    if name not in ("messages", "prompt", "text"):
+    if name not in REQUIRED:
         response = await post(http, route, name, None)
         assert response.status_code == 200, response.text
 
@@ -189,7 +200,9 @@ async def test_unsupported_fields(http: httpx.AsyncClient, route: str, name: str
 @pytest.mark.parametrize("route", ROUTES)
 async def test_unknown_fields(http: httpx.AsyncClient, route: str) -> None:
     assert_refused(await post(http, route, "temprature", 1), "unknown_field", "temprature")
-    nested = {"/generate": "sampling_params"}.get(route, "stream_options")
+    nested = next((name for name in ("sampling_params", "stream_options") if name in ROUTES[route][0]), None)
+    if nested is None or isinstance(ROUTES[route][0][nested], Unsupported):
+        return
     response = await post(http, route, nested, {"nope": 1})
     assert_refused(response, "unknown_field", f"{nested}.nope")
 

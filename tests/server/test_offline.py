@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import math
 import subprocess
 import sys
 import threading
@@ -164,3 +165,36 @@ def test_a_script_that_forgets_shutdown_ends(tiny_model: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, timeout=60, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (0, "ok\n", "")
+
+
+def test_vectors_do_not_depend_on_company_or_cache(engine: Any) -> None:
+    texts = [f"a text that shares its beginning, number {i} " * 3 for i in range(6)]
+    alone = [engine.encode(text)["embedding"] for text in texts]
+    engine.flush_cache()
+    together = engine.encode(texts)
+    assert [answer["embedding"] for answer in together] == alone
+    assert sum(number * number for number in alone[0]) == pytest.approx(1)
+    cut = engine.encode(texts[0], dimensions=8)["embedding"]
+    assert len(cut) == 8 and sum(number * number for number in cut) == pytest.approx(1)
+    ids = engine.tokenizer.encode(texts[0])
+    assert asyncio.run(engine.async_encode(input_ids=ids))["embedding"] == alone[0]
+    with pytest.raises(RequestError, match="dimensions is 4096"):
+        engine.encode("a", dimensions=4096)
+    with pytest.raises(RequestError, match="is no field"):
+        engine.encode("a", dimension=3)
+    assert idle(engine)
+
+
+def test_scores_are_the_models_probabilities(engine: Any) -> None:
+    query, items, labels = "Is this good? " * 8, [" yes it is", " no", " maybe so"], [5, 7, 11]
+    result = engine.score(query, items, labels)
+    for item, scores in zip(items, result.scores, strict=True):
+        answer = engine.generate(
+            query + item, {**GREEDY, "max_new_tokens": 1}, return_logprob=True, token_ids_logprob=labels
+        )
+        chosen = answer["meta_info"]["output_token_ids_logprobs"][0]
+        assert scores == [math.exp(entry[0]) for entry in chosen]
+    soft = asyncio.run(engine.async_score(query, items, labels, apply_softmax=True))
+    assert [sum(scores) for scores in soft.scores] == pytest.approx([1.0] * 3)
+    assert soft.cached_tokens > 0 and soft.prompt_tokens == result.prompt_tokens
+    assert idle(engine)

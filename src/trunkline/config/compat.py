@@ -62,6 +62,8 @@ FEATURES: tuple[Feature, ...] = (
     Feature("request", "streaming", "stream"),
     Feature("request", "log-probabilities of outputs", "logprobs"),
     Feature("request", "log-probabilities of the prompt", "logprob_start_len, echo"),
+    Feature("request", "embeddings: last token or mean", "/v1/embeddings, /encode, --pooling"),
+    Feature("request", "scores of label tokens, reranking", "/v1/score, /v1/rerank"),
     Feature("request", "several completions", "n"),
     Feature("request", "seeded sampling", "seed"),
     Feature("request", "temperature, top-p, top-k, min-p", "sampling parameters"),

@@ -129,6 +129,11 @@ class Args:
         "int", "draws the seed of requests that carry none. Default: drawn at start", sets="model.seed",
         low=0, high=2**63 - 1, group="model",
     )  # fmt: skip
+    pooling: str | None = flag(
+        "text", "what embeddings are made of: the last token's hidden state, or the mean over all tokens. "
+        "Default: what 1_Pooling/config.json in the model folder says, else last", choices=("last", "mean"),
+        sets="model.pooling", group="model",
+    )  # fmt: skip
 
     page_size: int = flag(
         "int", "tokens of one KV page, the unit of prefix sharing", default=16, sets="cache.page_size",

@@ -14,7 +14,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from trunkline.types import RequestError
+from trunkline.types import Pooling, RequestError
 
 # The layers built for each architecture; `models/registry.py` maps the same names to code.
 ARCHITECTURES: tuple[str, ...] = (
@@ -88,6 +88,7 @@ class ModelSpec:
     dtype: str  # of the checkpoint
     path: str
     generation_defaults: dict[str, float]
+    pooling: Pooling | None = None  # how sentence-transformers pools it, where the folder says so
 
     def kv_bytes_per_token(self, dtype_bytes: int) -> int:
         """Bytes of keys and values of one token over all layers."""
@@ -160,6 +161,15 @@ def _read_json(path: Path) -> dict[str, Any] | None:
     return value
 
 
+def _pooling(folder: Path) -> Pooling | None:
+    """Of a folder that sentence-transformers wrote; None where it asks for another way, or for none."""
+    modes = _read_json(folder / "1_Pooling" / "config.json") or {}
+    asked = {name for name, value in modes.items() if name.startswith("pooling_mode_") and value is True}
+    if asked == {"pooling_mode_lasttoken"}:
+        return "last"
+    return "mean" if asked == {"pooling_mode_mean_tokens"} else None
+
+
 class _Reader:
     """Checks and translates one config.json; every complaint names the file and the key."""
 
@@ -206,6 +216,7 @@ class _Reader:
             dtype=self._dtype(),
             path=str(self.folder),
             generation_defaults=self._generation_defaults(),
+            pooling=_pooling(self.folder),
         )
         self._check_shapes(spec)
         return spec

@@ -18,6 +18,7 @@ ALWAYS_SO: Mapping[str, tuple[tuple[str, ...], str]] = {
     "--enable-streaming-session": (("",), "sessions may always be opened with streaming true"),
     "--enable-cache-report": (("",), "usage always reports cached tokens"),
     "--enable-deterministic-inference": (("",), "results never depend on the batch, the chunks or the cache"),
+    "--is-embedding": (("",), "every model serves embeddings, beside text"),
     "--skip-server-warmup": (("",), "no warm-up request is sent"),
     "--disable-cuda-graph": (("",), _NO_GRAPHS),
     "--disable-prefill-cuda-graph": (("",), _NO_GRAPHS),
@@ -226,7 +227,7 @@ _REFUSED: Mapping[str, str] = {
         --modelexpress-config --delete-ckpt-after-loading --checkpoint-engine-wait-weights-before-ready
         --weight-cache-mode --weight-cache-socket --weight-cache-timeout --model-loader-extra-config""",
     "the model is described by its config.json alone": """
-        --is-embedding --model-config-parser --json-model-override-args --decrypted-config-file
+        --model-config-parser --json-model-override-args --decrypted-config-file
         --model-checksum --dllm-algorithm --dllm-algorithm-config --dllm-fdfo""",
     "set HF_HOME in the environment to choose where hub downloads are kept": "--download-dir",
     "returning more than tokens and log-probabilities is not built yet": """

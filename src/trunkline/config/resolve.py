@@ -148,6 +148,9 @@ def _model(args: Args, demand: Demand, hardware: Hardware, why: dict[str, str]) 
     elif threads is None:
         threads, reason = hardware.cores, "the cores that this process may use"
     why["model.threads"] = reason
+    if args.pooling is None and demand.spec.pooling is not None:
+        why["model.pooling"] = "1_Pooling/config.json"
+    pooling = args.pooling or demand.spec.pooling or "last"
     return ModelConfig(
         path=demand.spec.path,
         tokenizer_path=args.tokenizer_path or "",
@@ -160,6 +163,7 @@ def _model(args: Args, demand: Demand, hardware: Hardware, why: dict[str, str]) 
         weight_version=args.weight_version,
         revision=args.revision,
         seed=args.random_seed or 0,
+        pooling="mean" if pooling == "mean" else "last",
     )
 
 

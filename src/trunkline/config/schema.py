@@ -11,6 +11,8 @@ from typing import Literal
 
 import msgspec
 
+from trunkline.types import Pooling
+
 Device = Literal["cpu", "cuda"]
 DType = Literal["float32", "bfloat16"]
 Mix = Literal["always", "never"]
@@ -36,6 +38,7 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     weight_version: str = "default"  # part of every cache key (P13)
     revision: str | None = None  # of a hub id
     seed: int = 0  # draws the seed of requests that carry none
+    pooling: Pooling = "last"  # what embeddings are made of
 
 
 class CacheConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -28,6 +28,7 @@ from trunkline.types import (
     CacheKey,
     FinishReason,
     LogprobParams,
+    Pooling,
     RequestError,
     SamplingParams,
     Thinking,
@@ -35,6 +36,7 @@ from trunkline.types import (
 )
 
 RETRY_AFTER = 1  # seconds; told to clients that are refused for load
+PART = 256  # requests of one step each that run at once, of a call with more
 
 
 class Health(Protocol):
@@ -68,7 +70,7 @@ class GenerationRequest:
 
     `clip_output`: `max_new_tokens` is only a default; where the context leaves less, it shrinks instead of
     refusing the request. `add_special_tokens`: text of a chat template has its own. `reasons`: the output
-    begins with reasoning, which `constraint` does not bind.
+    begins with reasoning, which `constraint` does not bind. `pooling`: the answer is a vector, no token.
     """
 
     rid: str
@@ -83,6 +85,7 @@ class GenerationRequest:
     reasons: bool = False
     max_thinking_tokens: int | None = None
     session: SessionRef | None = None  # what comes before `prompt`
+    pooling: Pooling | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,6 +120,7 @@ class Chunk:
     retractions: int
     forced_tokens: int = 0  # of completion_tokens: those that the grammar dictated
     forced: Sequence[int] = ()  # indices into `token_ids` of the new ones among them
+    embedding: bytes = b""  # of a pooled request, with its last chunk: float32, little-endian
     finish: FinishReason | None
 
 
@@ -146,7 +150,7 @@ class Frontend:
     # ------------------------------------------------------------------ validation
     async def prepare_all(self, requests: Sequence[GenerationRequest]) -> list[Prepared]:
         """`prepare` for each; an error names the prompt. A full server refuses before any work is done."""
-        self._check_room(sum(request.params.n for request in requests))
+        self._check_room(self._at_once([request.params for request in requests]))
         batch = []
         for position, request in enumerate(requests):
             await asyncio.sleep(0)  # others get their turn between the prompts of a long list
@@ -266,7 +270,31 @@ class Frontend:
 
     async def run(self, batch: Sequence[Prepared]) -> AsyncGenerator[Chunk, None]:
         """Chunks of all completions of all prompts, as they come. Closing the generator, or a failure of one
-        completion, aborts the others. Raises RequestError, which names the prompt if there are several."""
+        completion, aborts the others. Raises RequestError, which names the prompt if there are several.
+
+        Of many prompts that take one step each, some run at a time: such a list may be longer than the queue.
+        """
+        size = self._at_once([prepared.params for prepared in batch])
+        if size >= len(batch):
+            parts = [self._run_together(batch)]
+        else:
+            starts = range(0, len(batch), size)
+            parts = [self._run_together(batch[at : at + size], at, several=True) for at in starts]
+        for part in parts:
+            async with aclosing(part) as chunks:
+                async for chunk in chunks:
+                    yield chunk
+
+    def _at_once(self, params: Sequence[SamplingParams]) -> int:
+        """How many completions of a call are to be in the engine together."""
+        count = sum(one.n for one in params)
+        short = all(one.n == 1 and one.max_new_tokens in (0, 1) for one in params)
+        return min(count, PART, self._capacity) if short else count
+
+    async def _run_together(
+        self, batch: Sequence[Prepared], first: int = 0, several: bool = False
+    ) -> AsyncGenerator[Chunk, None]:
+        """`batch` is what the call has from prompt `first` on, perhaps not to its end."""
         count = sum(prepared.params.n for prepared in batch)
         self._check_room(count)
         rids = [prepared.request.rid for prepared in batch]
@@ -285,8 +313,9 @@ class Frontend:
                 replaced += _enter_session(prepared, [add.rid for add in adds])
                 self._live[prepared.request.rid] = [add.rid for add in adds]
                 for number, add in enumerate(adds):
-                    stream = self._complete(prepared, add, len(streams), number)
-                    streams.append(stream if len(batch) == 1 else _naming_prompt(stream, position))
+                    stream = self._complete(prepared, add, first + len(streams), number)
+                    alone = len(batch) == 1 and not several
+                    streams.append(stream if alone else _naming_prompt(stream, first + position))
             for rid in replaced:
                 await self.client.abort(rid)
             async with aclosing(streams[0] if count == 1 else _merge(streams)) as chunks:
@@ -342,6 +371,7 @@ class Frontend:
                     retractions=retractions,
                     forced_tokens=forced,
                     forced=dictated,
+                    embedding=out.embedding,
                     finish=finish,
                 )
                 if prepared.turn is not None:
@@ -388,6 +418,7 @@ def _expand(prepared: Prepared, weight_version: str) -> list[AddRequest]:
             grammar=None if request.constraint is None else request.constraint.spec,
             thinking=prepared.thinking,
             session="" if prepared.turn is None else prepared.turn.key,
+            pooling=request.pooling,
         )
         for i in range(params.n)
     ]

@@ -28,6 +28,8 @@ from trunkline.engine.native import (
     join_answers,
     parse_call,
 )
+from trunkline.engine.scoring import ScoreResult, parse_score, scores_of
+from trunkline.engine.vectors import check_dimensions, parse_encode, vectors_of
 from trunkline.text.tokenizer import Tokenizer
 from trunkline.types import RequestError
 
@@ -103,6 +105,73 @@ class Engine:
         if stream:
             return self._iterate_async(call)
         return await asyncio.wrap_future(self._submit(self._gather(call)))
+
+    def encode(
+        self,
+        prompt: str | list[str] | None = None,
+        *,
+        input_ids: list[int] | list[list[int]] | None = None,
+        **fields: Any,
+    ) -> Answer | list[Answer]:
+        """The vector of a text (a dict with "embedding", of length 1), or of each in a list.
+
+        `fields` are those of POST /encode: dimensions, rid, priority, cache_salt, ... Raises RequestError.
+        """
+        return self._wait(self._encode(_given({"text": prompt, "input_ids": input_ids}, fields)))
+
+    async def async_encode(
+        self,
+        prompt: str | list[str] | None = None,
+        *,
+        input_ids: list[int] | list[list[int]] | None = None,
+        **fields: Any,
+    ) -> Answer | list[Answer]:
+        """`encode` for asyncio."""
+        body = _given({"text": prompt, "input_ids": input_ids}, fields)
+        return await asyncio.wrap_future(self._submit(self._encode(body)))
+
+    async def _encode(self, body: Mapping[str, Any]) -> Answer | list[Answer]:
+        call = parse_encode(body, self.config.model.pooling)
+        check_dimensions(call.dimensions, self._frontend.ready.hidden_size)
+        batch = await self._frontend.prepare_all(call.requests)
+        chunks = self._frontend.run(batch)
+        whole: Answer | list[Answer] = await vectors_of(call, batch, chunks, self.config.model.weight_version)
+        return whole
+
+    def score(
+        self,
+        query: str | list[int],
+        items: str | list[str] | list[list[int]],
+        label_token_ids: list[int],
+        apply_softmax: bool = False,
+        item_first: bool = False,
+        **fields: Any,
+    ) -> ScoreResult:
+        """How likely each label token follows each item behind the query: among all tokens, or with
+        `apply_softmax` among the labels. `fields` are others of POST /v1/score. Raises RequestError."""
+        named: Answer = {"query": query, "items": items, "label_token_ids": label_token_ids}
+        named |= {"apply_softmax": apply_softmax, "item_first": item_first}
+        return self._wait(self._score(_given(named, fields)))
+
+    async def async_score(
+        self,
+        query: str | list[int],
+        items: str | list[str] | list[list[int]],
+        label_token_ids: list[int],
+        apply_softmax: bool = False,
+        item_first: bool = False,
+        **fields: Any,
+    ) -> ScoreResult:
+        """`score` for asyncio."""
+        named: Answer = {"query": query, "items": items, "label_token_ids": label_token_ids}
+        named |= {"apply_softmax": apply_softmax, "item_first": item_first}
+        result: ScoreResult = await asyncio.wrap_future(self._submit(self._score(_given(named, fields))))
+        return result
+
+    async def _score(self, body: Mapping[str, Any]) -> ScoreResult:
+        call = parse_score(body)
+        batch = await self._frontend.prepare_all(call.requests)
+        return await scores_of(call, self._frontend.run(batch))
 
     async def _answers(self, call: NativeCall) -> AsyncGenerator[Answer, None]:
         """Runs on the engine's loop."""
@@ -242,6 +311,11 @@ def _stop_loop(loop: asyncio.AbstractEventLoop, thread: threading.Thread) -> Non
     loop.call_soon_threadsafe(loop.stop)
     thread.join()
     loop.close()
+
+
+def _given(named: Mapping[str, Any], fields: Mapping[str, Any]) -> Answer:
+    """The arguments of a call as the body of its route."""
+    return {name: value for name, value in {**named, **fields}.items() if value is not None}
 
 
 def _parse(

@@ -71,6 +71,7 @@ def build_core(config: EngineConfig) -> tuple[EngineCore, Ready]:
         page_size=config.cache.page_size,
         max_running=config.scheduler.max_running,
         vocab_size=spec.vocab_size,
+        hidden_size=spec.hidden_size,
         info={"pid": os.getpid(), "load_s": round(time.monotonic() - started, 3), **worker.memory_report()},
     )
     return EngineCore(scheduler, worker, config.scheduler.depth, _guidance(config, spec)), ready

@@ -4,12 +4,24 @@ from __future__ import annotations
 
 from trunkline.engine.frontend import Frontend
 from trunkline.metrics.prometheus import Metrics
-from trunkline.server import chat, completions, control, generate, info, live, page, sessions, tokens
+from trunkline.server import (
+    chat,
+    completions,
+    control,
+    generate,
+    info,
+    live,
+    page,
+    scores,
+    sessions,
+    tokens,
+    vectors,
+)
 from trunkline.server.call import ServedModel
 from trunkline.server.endpoint import Endpoint, Parts
 from trunkline.server.gate import Gate
 
-MODULES = (page, info, chat, completions, generate, sessions, tokens, control, live)
+MODULES = (page, info, chat, completions, generate, sessions, vectors, scores, tokens, control, live)
 
 
 def all_endpoints(parts: Parts) -> list[Endpoint]:
