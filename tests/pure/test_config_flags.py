@@ -50,6 +50,17 @@ OTHER_VALUE = {
     "host": "0.0.0.0",
     "port": "8000",
     "api_key": "secret",
+    "admin_api_key": "other",
+    "uds": "a.sock",
+    "fastapi_root_path": "/llm",
+    "cors_allow_origin": "https://a.example, http://b.example:81",
+    "ssl_certfile": "cert.pem",
+    "ssl_keyfile": "key.pem",
+    "ssl_keyfile_password": "open",
+    "ssl_ca_certs": "ca.pem",
+    "max_concurrent_requests": "5",
+    "max_body_size": "1MiB",
+    "drain_timeout": "3",
     "chat_template": "file.jinja",
     "sampling_defaults": "openai",
     "log_level": "error",
@@ -60,9 +71,15 @@ OTHER_VALUE = {
 }
 
 
+NEEDS = dict.fromkeys(
+    ("ssl_keyfile", "ssl_keyfile_password", "ssl_ca_certs"), ("--ssl-certfile", "cert.pem")
+)  # flags that only go with others
+
+
 def words(attribute: str) -> list[str]:
     value = OTHER_VALUE[attribute]
-    return [spelling(attribute)] if value is None else [spelling(attribute), value]
+    own = [spelling(attribute)] if value is None else [spelling(attribute), value]
+    return [*own, *NEEDS.get(attribute, ())]
 
 
 def refusal(argv: list[str]) -> RequestError:
@@ -94,7 +111,8 @@ def test_every_flag_changes_what_it_says_it_sets(attribute: str) -> None:
 @pytest.mark.parametrize("attribute", FLAGS)
 def test_keyword_arguments_mean_the_same_as_words(attribute: str) -> None:
     value = OTHER_VALUE[attribute]
-    assert from_kwargs({attribute: True if value is None else value}, Args) == parse(words(attribute), Args)
+    own = [spelling(attribute)] if value is None else [spelling(attribute), value]
+    assert from_kwargs({attribute: True if value is None else value}, Args) == parse(own, Args)
 
 
 @pytest.mark.parametrize("attribute", [a for a, f in FLAGS.items() if f.low is not None])

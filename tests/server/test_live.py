@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import signal
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -20,56 +18,10 @@ import psutil
 import pytest
 
 from tests.conftest import find_free_port
+from tests.server.live import Server
 from tests.server.test_metrics import samples
 
 MESSAGES: list[Any] = [{"role": "user", "content": "hello"}]
-
-
-class Server:
-    """A running `trunkline serve`."""
-
-    def __init__(
-        self, model: Path, *flags: str, program: tuple[str, ...] = ("-m", "trunkline.cli.main")
-    ) -> None:
-        self.port = find_free_port()
-        self.url = f"http://127.0.0.1:{self.port}"
-        command = [sys.executable, *program, "serve", "--model-path", str(model), "--port", str(self.port)]
-        command += ["--max-total-tokens", "16384", "--cpu-threads", "1", *flags]
-        # Not a pipe: nobody reads it meanwhile, and it would fill up.
-        self.log = tempfile.TemporaryFile("w+")  # noqa: SIM115
-        self.process = subprocess.Popen(command, stdout=self.log, stderr=subprocess.STDOUT)
-        self.http = httpx.Client(base_url=self.url, timeout=60)
-        self.wait(lambda: self.http.get("/health").status_code == 200, 60)
-
-    def wait(self, condition: Callable[[], bool], seconds: float) -> float:
-        started = time.monotonic()
-        while time.monotonic() - started < seconds:
-            assert self.process.poll() is None, self.stop()
-            with contextlib.suppress(httpx.TransportError):
-                if condition():
-                    return time.monotonic() - started
-            time.sleep(0.02)
-        self.process.kill()
-        raise AssertionError(f"not within {seconds} s: {self.stop()}")
-
-    def core(self) -> psutil.Process:
-        (core,) = [
-            p for p in psutil.Process(self.process.pid).children() if p.status() != psutil.STATUS_ZOMBIE
-        ]
-        return core
-
-    def pages_in_use(self) -> float:
-        states = self.http.get("/server_info").json()["internal_states"][0]
-        return float(states["pages_in_use"] + states["running"] + states["waiting"])
-
-    def stop(self) -> tuple[int, str]:
-        if self.process.poll() is None:
-            self.process.send_signal(signal.SIGTERM)
-        code = self.process.wait(timeout=90)
-        self.http.close()
-        with self.log:
-            self.log.seek(0)
-            return code, self.log.read()
 
 
 @pytest.fixture(scope="module")
@@ -233,10 +185,7 @@ def test_sigterm_finishes_what_runs(tiny_model: Path) -> None:
 
 @pytest.mark.slow
 def test_what_runs_at_the_deadline_ends_with_what_it_has(tiny_model: Path) -> None:
-    script = (
-        "import trunkline.server.app as a, trunkline.cli.main as m, sys; a.DRAIN_TIME = 1; sys.exit(m.main())"
-    )
-    server = Server(tiny_model, program=("-c", script))
+    server = Server(tiny_model, "--drain-timeout", "1")
     body = {"prompt": "a", "n": 8, "max_tokens": 2000, "ignore_eos": True}
     with ThreadPoolExecutor(2) as pool:
         whole = pool.submit(server.http.post, "/v1/completions", json=body)

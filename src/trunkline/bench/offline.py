@@ -17,7 +17,7 @@ import msgspec
 
 from trunkline.bench.report import Number, peak_rss_bytes, random_prompts, rate, show, spread
 from trunkline.config.cli import help_text, parse, wants_help
-from trunkline.config.flags import Args, again, flag
+from trunkline.config.flags import Args, again, flag, flags_of
 from trunkline.config.resolve import Resolved, load_config
 from trunkline.messages import AddRequest, Stats, TokensOut
 from trunkline.types import GrammarSpec, RequestError, SamplingParams
@@ -62,7 +62,8 @@ class Timeline:
 
 def run(words: list[str]) -> int:
     if wants_help(words):
-        hidden = ("host", "port", "api_key", "chat_template", "sampling_defaults", "served_model_name")
+        server = (name for name, meta in flags_of(Args).items() if meta.group == "server")
+        hidden = {*server, "served_model_name"} - {"log_level", "watchdog_timeout"}
         sys.stdout.write(help_text("trunkline bench offline [FLAGS]", ABOUT, Options, hide=hidden))
         return 0
     options = parse(words, Options)

@@ -18,7 +18,8 @@ def run(words: list[str]) -> int:
         sys.stdout.write(help_text("trunkline serve [FLAGS]", ABOUT, Args))
         return 0
     args = parse(words, Args)
-    check_port(args.host, args.port)
+    if args.uds is None:
+        check_port(args.host, args.port)
     from trunkline.config.resolve import load_config
 
     resolved = load_config(args)

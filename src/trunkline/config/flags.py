@@ -207,9 +207,54 @@ class Args:
     port: int = flag(
         "int", "port to listen on", default=30000, sets="server.port", low=1, high=65535, group="server"
     )
+    uds: str | None = flag(
+        "text", "listen on a Unix socket at this path, instead of an address and port", sets="server.uds",
+        metavar="PATH", group="server",
+    )  # fmt: skip
+    fastapi_root_path: str | None = flag(
+        "text", "path under which a proxy shows the server, such as /llm; requests may carry it or not",
+        sets="server.root_path", metavar="PATH", group="server",
+    )  # fmt: skip
     api_key: str | None = flag(
-        "text", "required from clients as a Bearer token", sets="server.api_key", group="server"
+        "text", "required from clients, as a Bearer token or in x-api-key. @FILE: the file's text, "
+        "which process lists do not show", sets="server.api_key", metavar="KEY", group="server",
+    )  # fmt: skip
+    admin_api_key: str | None = flag(
+        "text", "required, instead of --api-key, on routes that steer the server; @FILE as there",
+        sets="server.admin_api_key", metavar="KEY", group="server",
+    )  # fmt: skip
+    cors_allow_origin: str | None = flag(
+        "text", "origins whose pages may use the server from a browser, such as https://a.example, separated "
+        "by commas; * for all. Default: none", sets="server.cors_allow_origins", metavar="ORIGINS",
+        group="server",
+    )  # fmt: skip
+    ssl_certfile: str | None = flag(
+        "path", "certificate chain (PEM): serve HTTPS", sets="server.ssl_certfile", group="server"
     )
+    ssl_keyfile: str | None = flag(
+        "path", "private key of the certificate, if --ssl-certfile does not hold it",
+        sets="server.ssl_keyfile", group="server",
+    )  # fmt: skip
+    ssl_keyfile_password: str | None = flag(
+        "text", "of the private key; @FILE: the file's text", sets="server.ssl_keyfile_password",
+        metavar="PASSWORD", group="server",
+    )  # fmt: skip
+    ssl_ca_certs: str | None = flag(
+        "path", "certificates (PEM) of which one must have signed the client's: clients without one are "
+        "turned away", sets="server.ssl_ca_certs", group="server",
+    )  # fmt: skip
+    max_concurrent_requests: int | None = flag(
+        "int", "HTTP requests in progress; more are refused with 429. Default: twice the requests that run "
+        "and wait", sets="server.max_concurrent", low=1, group="server",
+    )  # fmt: skip
+    max_body_size: int = flag(
+        "size", "largest request body", default=32 * 2**20, sets="server.max_body", low=1024,
+        high=2**31, metavar="SIZE", group="server",
+    )  # fmt: skip
+    drain_timeout: float = flag(
+        "float", "seconds that requests in progress get after SIGTERM or SIGINT; a second one ends at once",
+        default=30.0, sets="server.drain_timeout", low=0.0, high=86400.0, group="server",
+    )  # fmt: skip
     chat_template: str | None = flag(
         "path", "Jinja file that replaces the model folder's chat template", sets="server.chat_template",
         group="server",

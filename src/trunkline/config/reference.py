@@ -245,14 +245,13 @@ _REFUSED: Mapping[str, str] = {
         --prefill-delayer-forward-passes-buckets --prefill-delayer-wait-seconds-buckets
         --prefill-delayer-queue-min-ratio --prefill-delayer-max-delay-ms --min-free-slots-delay
         --sleep-on-idle""",
-    "put a reverse proxy in front for TLS, HTTP/2 or a path prefix; not built yet": """
-        --ssl-keyfile --ssl-certfile --ssl-ca-certs --ssl-keyfile-password --enable-ssl-refresh
-        --enable-http2 --http2-max-concurrent-streams --http2-initial-connection-window-size
-        --fastapi-root-path --enable-http-worker-reuseport""",
+    "put a reverse proxy in front for HTTP/2; not built yet": """
+        --enable-http2 --http2-max-concurrent-streams --http2-initial-connection-window-size""",
+    "restart the server to read a new certificate; not built yet": "--enable-ssl-refresh",
+    "all processes accept from one socket, so none is lost when one ends": "--enable-http-worker-reuseport",
     "gRPC is not built yet": """
         --smg-grpc-mode --grpc-mode --grpc-port --grpc-response-timeout-secs --sidecar --sidecar-args
         --smg-http-sidecar-port""",
-    "admin routes are not built yet; --api-key guards every route": "--admin-api-key",
     "give the template as a file with --chat-template": """
         --hf-chat-template-name --completion-template --trust-request-chat-template""",
     "stored responses are not built yet": "--enable-response-store --file-storage-path",

@@ -9,8 +9,10 @@ from dataclasses import dataclass, fields
 from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 from trunkline.config.compat import check_compatible
+from trunkline.config.credentials import read_secrets
 from trunkline.config.flags import Args, flags_of, spelling
 from trunkline.config.hardware import Hardware, detect, share_cores
 from trunkline.config.memory import Demand, MemoryPlan
@@ -65,11 +67,12 @@ def load_config(args: Args) -> Resolved:
     """
     from trunkline.config.model_spec import load_model_spec
 
-    for attribute in ("tokenizer_path", "chat_template"):
+    for attribute in ("tokenizer_path", "chat_template", "ssl_certfile", "ssl_keyfile", "ssl_ca_certs"):
         path = getattr(args, attribute)
         if path is not None and not Path(path).exists():
             name = spelling(attribute)
             raise RequestError(f"{name}: there is no {path!r}", code="file_not_found", param=name)
+    args = read_secrets(args)
     spec = load_model_spec(args.model_path or str(SEEDLING), revision=args.revision)
     share_cores()
     seed = args.random_seed
@@ -116,18 +119,7 @@ def resolve(args: Args, spec: ModelSpec, hardware: Hardware) -> Resolved:
             backend=args.grammar_backend,  # type: ignore[arg-type]  # the table has checked it
             jump_forward=not args.disable_jump_forward,
         ),
-        server=ServerConfig(
-            host=args.host,
-            port=args.port,
-            api_key=args.api_key,
-            chat_template=args.chat_template,
-            sampling_defaults="openai" if args.sampling_defaults == "openai" else "model",
-            log_level=args.log_level,  # type: ignore[arg-type]  # the table has checked it
-            max_sessions=args.max_sessions,
-            max_session_tokens=args.max_session_tokens,
-            session_timeout=args.session_timeout,
-            watchdog_timeout=args.watchdog_timeout,
-        ),
+        server=_server(args, max_running, why),
     )
     check_compatible(config)
     derived = tuple(name for name in field_names(config) if not why.get(name, "--").startswith("--"))
@@ -188,6 +180,70 @@ def _scheduler(args: Args, demand: Demand, num_pages: int, why: dict[str, str]) 
         depth=_depth(args, demand.device, why),
         prefill_wait=not args.disable_radix_cache,
     )
+
+
+def _server(args: Args, max_running: int, why: dict[str, str]) -> ServerConfig:
+    """Raises RequestError for a key without a certificate, and for an origin or prefix that is none."""
+    if args.ssl_certfile is None:
+        for attribute in ("ssl_keyfile", "ssl_keyfile_password", "ssl_ca_certs"):
+            if getattr(args, attribute) is not None:
+                name = spelling(attribute)
+                raise conflict(f"{name} needs --ssl-certfile: without it there is no TLS", name)
+    concurrent = args.max_concurrent_requests
+    if concurrent is None:
+        concurrent = 2 * (max_running + args.max_queued_requests)
+        why["server.max_concurrent"] = "twice the requests that run and wait"
+    return ServerConfig(
+        host=args.host,
+        port=args.port,
+        uds=args.uds,
+        root_path=_root_path(args.fastapi_root_path),
+        api_key=args.api_key,
+        admin_api_key=args.admin_api_key,
+        cors_allow_origins=_origins(args.cors_allow_origin),
+        ssl_certfile=args.ssl_certfile,
+        ssl_keyfile=args.ssl_keyfile,
+        ssl_keyfile_password=args.ssl_keyfile_password,
+        ssl_ca_certs=args.ssl_ca_certs,
+        max_concurrent=concurrent,
+        max_body=args.max_body_size,
+        drain_timeout=args.drain_timeout,
+        chat_template=args.chat_template,
+        sampling_defaults="openai" if args.sampling_defaults == "openai" else "model",
+        log_level=args.log_level,  # type: ignore[arg-type]  # the table has checked it
+        max_sessions=args.max_sessions,
+        max_session_tokens=args.max_session_tokens,
+        session_timeout=args.session_timeout,
+        watchdog_timeout=args.watchdog_timeout,
+    )
+
+
+def _root_path(path: str | None) -> str:
+    if path is None:
+        return ""
+    if not path.startswith("/"):
+        raise RequestError(
+            f"--fastapi-root-path must begin with a slash, not {path!r}",
+            code="invalid_value",
+            param="--fastapi-root-path",
+        )
+    return path.rstrip("/")
+
+
+def _origins(text: str | None) -> tuple[str, ...]:
+    origins = tuple(filter(None, (word.strip() for word in (text or "").split(","))))
+    for origin in origins:
+        parts = urlsplit(origin)
+        if origin != "*" and (
+            parts.scheme not in ("http", "https") or origin != f"{parts.scheme}://{parts.netloc}"
+        ):
+            raise RequestError(
+                f"--cors-allow-origin: {origin!r} is not an origin such as https://a.example:8443, "
+                "which has no path",
+                code="invalid_value",
+                param="--cors-allow-origin",
+            )
+    return origins
 
 
 def field_names(config: EngineConfig) -> list[str]:

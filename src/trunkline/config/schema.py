@@ -80,7 +80,18 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
     host: str = "127.0.0.1"
     port: int = 30000
+    uds: str | None = None  # listen on this Unix socket instead
+    root_path: str = ""  # prefix that a proxy may leave in paths
     api_key: str | None = None
+    admin_api_key: str | None = None  # for routes that steer; None: api_key opens them too
+    cors_allow_origins: tuple[str, ...] = ()
+    ssl_certfile: str | None = None
+    ssl_keyfile: str | None = None
+    ssl_keyfile_password: str | None = None
+    ssl_ca_certs: str | None = None  # clients must have a certificate that one of these signed
+    max_concurrent: int = 4096  # HTTP requests in progress
+    max_body: int = 32 * 2**20  # bytes
+    drain_timeout: float = 30.0  # seconds for requests in progress when the server is told to stop
     chat_template: str | None = None  # file that replaces the model folder's template
     sampling_defaults: Literal["model", "openai"] = "model"  # whose defaults fill absent sampling fields
     log_level: Literal["debug", "info", "warning", "error", "critical"] = "info"
@@ -88,6 +99,9 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     max_session_tokens: int = 1 << 24  # that all of them store
     session_timeout: float = 600.0  # seconds without use after which a session is closed
     watchdog_timeout: float = 300.0  # seconds without progress after which the core is declared dead
+
+
+SECRETS = ("api_key", "admin_api_key", "ssl_keyfile_password")  # fields of ServerConfig never shown
 
 
 class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

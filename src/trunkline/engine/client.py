@@ -76,7 +76,9 @@ class Transport(Protocol):
         """End a core that has stalled, after writing its stacks to standard error."""
         ...
 
-    async def close(self) -> None: ...
+    async def close(self, seconds: float) -> None:
+        """End the core, which gets so long to do it by itself."""
+        ...
 
 
 class EngineClient:
@@ -207,11 +209,11 @@ class EngineClient:
     def health(self) -> Health:
         return Health(self._problem is None, self._problem or "ok")
 
-    async def close(self) -> None:
-        """Stop the core and free all it holds. Safe to call twice."""
+    async def close(self, at_once: bool = False) -> None:
+        """Stop the core, free all it holds; `at_once`: also in the middle of a step. Safe to call twice."""
         self._problem = CLOSED
         self._fail_all()
-        await self._transport.close()
+        await self._transport.close(0.0 if at_once else STOP_TIME)
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -336,11 +338,11 @@ class ProcessTransport:
             with contextlib.suppress(ProcessLookupError):
                 self._process.kill()
 
-    async def close(self) -> None:
+    async def close(self, seconds: float) -> None:
         await self.send(Shutdown())
         if self._process is not None:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._process.wait(), STOP_TIME)
+                await asyncio.wait_for(self._process.wait(), seconds)
         self._release()
 
 
@@ -377,10 +379,10 @@ class ThreadTransport:
         """A thread can't be ended from outside: its stack is all that is to be had."""
         faulthandler.dump_traceback()
 
-    async def close(self) -> None:
+    async def close(self, seconds: float) -> None:
         """Works at interpreter exit too, when no thread can be started to wait in."""
         self._inbox.put(Shutdown())
-        deadline = time.monotonic() + STOP_TIME
+        deadline = time.monotonic() + seconds
         while self._thread is not None and self._thread.is_alive() and time.monotonic() < deadline:
             await asyncio.sleep(0.005)
 

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 import msgspec
 
-from trunkline.config.schema import EngineConfig
+from trunkline.config.schema import SECRETS, EngineConfig
 from trunkline.engine.constraint import THINK_END, Constraint
 from trunkline.engine.fields import INT64_MAX
 from trunkline.engine.sessions import SessionRef, Sessions, Turn
@@ -133,6 +133,7 @@ class Frontend:
         assert client.ready is not None, "the client has not started"
         self.ready = client.ready
         self.config = config
+        self.draining = False  # told to stop: what runs goes on, and no more should be sent here
         self._seeds = random.Random(config.model.seed)
         self._capacity = config.scheduler.max_queued + client.ready.max_running
         self._live: dict[str, list[str]] = {}  # rid -> rids in the core
@@ -398,7 +399,8 @@ class Frontend:
     def describe(self) -> dict[str, Any]:
         """Configuration and facts of the running engine, without secrets."""
         config: dict[str, Any] = msgspec.to_builtins(self.config)
-        config["server"]["api_key"] = None if self.config.server.api_key is None else "set"
+        for name in SECRETS:
+            config["server"][name] = None if config["server"][name] is None else "set"
         ready: dict[str, Any] = msgspec.to_builtins(self.ready)
         return {**config, "ready": {name: value for name, value in ready.items() if name != "type"}}
 

@@ -7,6 +7,7 @@ process.
 
 from __future__ import annotations
 
+import contextlib
 import faulthandler
 import gc
 import logging
@@ -26,6 +27,7 @@ from trunkline.config.model_spec import ModelSpec, load_model_spec
 from trunkline.config.schema import EngineConfig
 from trunkline.engine.core import EngineCore
 from trunkline.engine.guidance import Compiler, Guidance, LateCompiler
+from trunkline.engine.leftovers import remove_dead_socket
 from trunkline.messages import Failed, FromCore, Heartbeat, Outputs, Ready, ToCore, decode_to_core, encode
 from trunkline.scheduler.scheduler import Scheduler
 from trunkline.text.tokenizer import Tokenizer
@@ -181,11 +183,14 @@ class SocketChannel:
         zmq.Context.instance().term()
 
 
-def _end_with_parent(folder: Path) -> None:
+def _end_with_parent(folder: Path, uds: str | None) -> None:
     """Wait for the end of standard input, then leave nothing behind (P12)."""
     while os.read(0, 4096):
         pass
     shutil.rmtree(folder, ignore_errors=True)
+    with contextlib.suppress(OSError):
+        if uds is not None:
+            remove_dead_socket(uds)
     os._exit(1)
 
 
@@ -197,7 +202,9 @@ def main(path: str) -> int:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)  # the frontend drains first, then says when
     faulthandler.register(signal.SIGUSR1)  # the watchdog's wish, before it kills
-    threading.Thread(target=_end_with_parent, args=(Path(path).parent,), daemon=True).start()
+    threading.Thread(
+        target=_end_with_parent, args=(Path(path).parent, config.server.uds), daemon=True
+    ).start()
     channel = SocketChannel(path)
     good = serve(config, channel, own_process=True)
     channel.close()

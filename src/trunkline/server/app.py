@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import signal
 import socket
+import ssl
 import time
 from collections.abc import Iterator
 from types import FrameType
@@ -14,6 +16,7 @@ from typing import Any
 
 import uvicorn
 import uvloop
+from starlette.types import ASGIApp
 
 from trunkline.config.model_spec import ModelError, ModelSpec, load_model_spec
 from trunkline.config.resolve import Resolved
@@ -23,13 +26,12 @@ from trunkline.engine.fields import SAMPLING_FIELDS, read_fields
 from trunkline.engine.frontend import Frontend
 from trunkline.metrics.prometheus import Metrics
 from trunkline.server.call import ServedModel
-from trunkline.server.gate import Gate
+from trunkline.server.listen import is_exposed, listening, shown_address, tls_context
 from trunkline.server.routes import build_app
 from trunkline.text.chat_template import ChatTemplate
 from trunkline.text.tokenizer import Tokenizer
 from trunkline.types import RequestError
 
-DRAIN_TIME = 30  # seconds that requests in progress get after SIGTERM or SIGINT
 SEND_TIME = 5  # seconds more that clients get to read the rest of their answers
 KEEP_ALIVE = 75  # seconds that an idle connection stays open
 
@@ -39,7 +41,8 @@ log = logging.getLogger(__name__)
 
 
 def run_server(resolved: Resolved) -> None:
-    """Serve until SIGTERM or SIGINT; requests in progress then get DRAIN_TIME to finish.
+    """Serve until SIGTERM or SIGINT; requests in progress then get --drain-timeout to finish. A second signal
+    ends at once.
 
     Raises RequestError when the server can't start, or when its engine died and stays dead.
     """
@@ -48,33 +51,38 @@ def run_server(resolved: Resolved) -> None:
         level=config.server.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
     started = time.monotonic()
-    with contextlib.closing(_listen(config.server.host, config.server.port)) as listener:
+    tls = tls_context(config.server)
+    with listening(config.server) as listener:
+        if is_exposed(config.server):
+            log.warning(
+                "other machines can reach %s and no key is asked for: set --api-key, or --host 127.0.0.1",
+                shown_address(config.server, listener),
+            )
         try:
-            uvloop.run(_serve(config, listener, started))
+            uvloop.run(_serve(config, listener, tls, started))
         except asyncio.CancelledError:
             log.info("stopped while starting")
 
 
-async def _serve(config: EngineConfig, listener: socket.socket, started: float) -> None:
+async def _serve(
+    config: EngineConfig, listener: socket.socket, tls: ssl.SSLContext | None, started: float
+) -> None:
     with _cancelled_by_signals():
         client, model = await _start(config)
+    server = None
     try:
         frontend = Frontend(client, model.tokenizer, config)
-        server = _DrainingServer(build_app(frontend, model, Metrics(model.name)), client)
-        host, port = listener.getsockname()[:2]
-        shown = f"[{host}]" if ":" in host else host
-        seconds = time.monotonic() - started
-        print(
-            f"Trunkline is ready: http://{shown}:{port}/v1 serves {model.name} ({seconds:.1f} s)", flush=True
-        )
+        app = build_app(frontend, model, Metrics(model.name)).with_cors()
+        server = _DrainingServer(app, frontend, tls)
+        address, seconds = shown_address(config.server, listener), time.monotonic() - started
+        print(f"Trunkline is ready: {address} serves {model.name} ({seconds:.1f} s)", flush=True)
         watch = asyncio.create_task(_stop_when_dead(client, server))
-        _make_signals_harmless()
         await server.serve(sockets=[listener])
         watch.cancel()
         if client.fatal.is_set():
             raise RequestError(client.health.reason, code="engine_dead", status=503)
     finally:
-        await client.close()
+        await client.close(at_once=server is not None and server.force_exit)
 
 
 async def _start(config: EngineConfig) -> tuple[EngineClient, ServedModel]:
@@ -93,9 +101,10 @@ async def _start(config: EngineConfig) -> tuple[EngineClient, ServedModel]:
 
 
 class _DrainingServer(uvicorn.Server):
-    """Requests that still run DRAIN_TIME after the signal end with what they have, as aborted ones do."""
+    """Requests that still run --drain-timeout after a signal end with what they have, like aborted ones."""
 
-    def __init__(self, app: Gate, client: EngineClient) -> None:
+    def __init__(self, app: ASGIApp, frontend: Frontend, tls: ssl.SSLContext | None) -> None:
+        self._drain_time = frontend.config.server.drain_timeout
         super().__init__(
             uvicorn.Config(
                 app,
@@ -107,10 +116,27 @@ class _DrainingServer(uvicorn.Server):
                 server_header=False,
                 proxy_headers=False,
                 timeout_keep_alive=KEEP_ALIVE,
-                timeout_graceful_shutdown=DRAIN_TIME + SEND_TIME,
+                timeout_graceful_shutdown=math.ceil(self._drain_time) + SEND_TIME,
             )
         )
-        self._client = client
+        self.config.load()
+        self.config.ssl = tls
+        self._frontend = frontend
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """A signal starts the drain, the next one ends it. They stay ignored until the process has ended."""
+
+        def note(number: int, frame: FrameType | None) -> None:
+            log.info(
+                "%s: %s", signal.Signals(number).name, "ending at once" if self.should_exit else "draining"
+            )
+            self.force_exit = self.should_exit
+            self.should_exit = self._frontend.draining = True
+
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, note)
+        yield
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         deadline = asyncio.create_task(self._end_requests())
@@ -118,8 +144,8 @@ class _DrainingServer(uvicorn.Server):
         deadline.cancel()
 
     async def _end_requests(self) -> None:
-        await asyncio.sleep(DRAIN_TIME)
-        await self._client.abort_all()
+        await asyncio.sleep(self._drain_time)
+        await self._frontend.client.abort_all()
 
 
 async def _stop_when_dead(client: EngineClient, server: uvicorn.Server) -> None:
@@ -154,21 +180,6 @@ def _sampling_defaults(spec: ModelSpec) -> dict[str, Any]:
         raise ModelError(f"{spec.path}: generation_config.json: {error.message}", "bad_config") from error
 
 
-def _listen(host: str, port: int) -> socket.socket:
-    """Raises RequestError when the address can't be used."""
-    try:
-        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        listener = socket.socket(family, kind)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
-        listener.listen(2048)
-    except OSError as error:
-        raise RequestError(
-            f"can't listen on {host} port {port}: {error.strerror}", code="port_in_use", param="--port"
-        ) from error
-    return listener
-
-
 @contextlib.contextmanager
 def _cancelled_by_signals() -> Iterator[None]:
     """A signal ends the start: the task is cancelled, so that all that was started is undone."""
@@ -182,14 +193,3 @@ def _cancelled_by_signals() -> Iterator[None]:
     finally:
         for number in numbers:
             loop.remove_signal_handler(number)
-
-
-def _make_signals_harmless() -> None:
-    """The HTTP server has handlers of its own while it serves. When it has stopped it raises the signal that
-    stopped it once more, for what was installed before: here that is a normal end, and so are repetitions."""
-
-    def note(number: int, frame: FrameType | None) -> None:
-        log.info("stopping after %s", signal.Signals(number).name)
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, note)

@@ -104,6 +104,5 @@ class RouteTable:
         return partial
 
     def methods(self, path: str) -> list[str]:
-        """Of a path that exists."""
-        at = self.find("", path).endpoint
-        return sorted({m for e in self.endpoints if at is not None and e.path == at.path for m in e.methods})
+        """Of all endpoints with this path, as they declare it."""
+        return sorted({method for one in self.endpoints if one.path == path for method in one.methods})

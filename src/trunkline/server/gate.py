@@ -1,41 +1,118 @@
-"""The outermost layer of the server: finds the route, asks for the key, turns errors into answers, and writes
-one line to the access log."""
+"""The outermost layer of the server: finds the route, asks for the key, bounds what is in progress, turns
+errors into answers, and writes one line to the access log."""
 
 from __future__ import annotations
 
+import hashlib
 import hmac
 import logging
 import time
 import uuid
 from collections.abc import Callable, Iterable
+from urllib.parse import urlsplit
 
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect, Request
-from starlette.types import Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from trunkline.config.schema import ServerConfig
 from trunkline.metrics.prometheus import Metrics
 from trunkline.server.endpoint import Access, Endpoint, Found, RouteTable
 from trunkline.server.http import error_response, internal_error
 from trunkline.types import RequestError
 
 CLIENT_GONE = 499  # status in the log of a request whose client left
+PREFLIGHT_TIME = 600  # seconds that a browser may remember what it is allowed
 
 access_log = logging.getLogger("trunkline.access")
+
+
+class Keys:
+    """Who may use what. Without keys, everybody may use everything."""
+
+    def __init__(self, api_key: str | None, admin_key: str | None) -> None:
+        self._user = None if api_key is None else _digest(api_key.encode())
+        self._admin = None if admin_key is None else _digest(admin_key.encode())
+
+    def check(self, access: Access, headers: Iterable[tuple[bytes, bytes]]) -> None:
+        """Raises RequestError: 401 without a valid key, 403 with one that does not reach so far."""
+        wanted = self._wanted(access)
+        if not wanted:
+            return
+        given = _keys_in(headers)
+        # Digests are compared, and all of them: the time tells neither length nor which one it was.
+        matches = {key: [hmac.compare_digest(key, one) for one in given] for key in self._all}
+        if any(any(matches[key]) for key in wanted):
+            return
+        if any(map(any, matches.values())):
+            raise RequestError("this route needs the admin key", code="admin_key_needed", status=403)
+        raise RequestError(
+            "a valid API key is needed: send the header Authorization: Bearer KEY, or x-api-key: KEY",
+            code="invalid_api_key",
+            status=401,
+        )
+
+    @property
+    def _all(self) -> tuple[bytes, ...]:
+        return tuple(key for key in (self._user, self._admin) if key is not None)
+
+    def _wanted(self, access: Access) -> tuple[bytes, ...]:
+        """The keys that open a route; none: it is open."""
+        match access:
+            case Access.OPEN:
+                return ()
+            case Access.USER:
+                return () if self._user is None else self._all  # an admin is a user, too
+            case Access.ADMIN:
+                return self._all if self._admin is None else (self._admin,)
+
+
+def _digest(key: bytes) -> bytes:
+    return hashlib.blake2b(key).digest()
+
+
+def _keys_in(headers: Iterable[tuple[bytes, bytes]]) -> list[bytes]:
+    found = []
+    for name, value in headers:
+        if name == b"authorization":
+            scheme, _, key = value.partition(b" ")
+            if scheme.lower() == b"bearer":
+                found.append(_digest(key.strip()))
+        elif name == b"x-api-key":
+            found.append(_digest(value.strip()))
+    return found[:4]
 
 
 class Gate:
     """The ASGI application. Keys come first, for unknown routes too."""
 
-    def __init__(self, endpoints: Iterable[Endpoint], api_key: str | None, metrics: Metrics) -> None:
+    def __init__(self, endpoints: Iterable[Endpoint], config: ServerConfig, metrics: Metrics) -> None:
         self.table = RouteTable(endpoints)
-        self._key = None if api_key is None else api_key.encode()
+        self._config = config
+        self._keys = Keys(config.api_key, config.admin_api_key)
         self._metrics = metrics
+        self._active = 0  # requests in progress, but those to open routes
+
+    def with_cors(self) -> ASGIApp:
+        """The application as browsers may use it from pages of the allowed origins."""
+        if not self._config.cors_allow_origins:
+            return self
+        return CORSMiddleware(
+            self,
+            allow_origins=self._config.cors_allow_origins,
+            allow_methods=("GET", "POST", "PUT", "DELETE"),
+            allow_headers=("*",),
+            expose_headers=("x-request-id",),
+            max_age=PREFLIGHT_TIME,
+        )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return  # nothing else is served; the server closes it
         started, status = time.monotonic(), 0
         request_id = scope["request_id"] = uuid.uuid4().hex
-        method, path = scope["method"], scope["path"]
+        scope["max_body"] = self._config.max_body
+        method, path = scope["method"], self._path(scope)
         found = self.table.find(method, path)
 
         async def send_noting(message: Message) -> None:
@@ -59,11 +136,27 @@ class Gate:
             millis = (time.monotonic() - started) * 1000
             access_log.info("%s %r %d %.1fms %s", client[0], f"{method} {path}", status, millis, request_id)
 
+    def _path(self, scope: Scope) -> str:
+        path, prefix = str(scope["path"]), self._config.root_path
+        return path[len(prefix) :] if prefix and path.startswith(prefix + "/") else path
+
     async def _answer(
         self, found: Found, scope: Scope, receive: Receive, send: Send, begun: Callable[[], bool]
     ) -> None:
+        counted = found.endpoint is None or found.endpoint.access is not Access.OPEN
+        self._active += counted
         try:
-            self._authorize(scope, Access.USER if found.endpoint is None else found.endpoint.access)
+            self._keys.check(
+                Access.USER if found.endpoint is None else found.endpoint.access, scope["headers"]
+            )
+            self._check_origin(scope)
+            if counted and self._active > self._config.max_concurrent:
+                raise RequestError(
+                    f"{self._active - 1} requests are in progress, the limit is "
+                    f"{self._config.max_concurrent}: retry later (--max-concurrent-requests raises it)",
+                    code="too_many_requests",
+                    status=429,
+                )
             if found.endpoint is None or not found.allowed:
                 raise self._no_route(found, scope)
             scope["path_params"] = found.params
@@ -75,25 +168,31 @@ class Gate:
             refusal = error if isinstance(error, RequestError) else internal_error(error, scope["request_id"])
             if not begun():
                 await error_response(refusal)(scope, receive, send)
+        finally:
+            self._active -= counted
 
-    def _authorize(self, scope: Scope, access: Access) -> None:
-        if self._key is None or access is Access.OPEN:
+    def _check_origin(self, scope: Scope) -> None:
+        """Keep pages of other sites from using a server that their reader can reach: without CORS a browser
+        hides answers from them, but it sends what they post."""
+        if scope["method"] in ("GET", "HEAD", "OPTIONS"):
             return
-        given = dict(scope["headers"]).get(b"authorization", b"")
-        scheme, _, key = given.partition(b" ")
-        right = hmac.compare_digest(key.strip(), self._key)
-        if not (right and scheme.lower() == b"bearer"):
+        headers = dict(scope["headers"])
+        origin = headers.get(b"origin", b"").decode("latin-1")
+        allowed = self._config.cors_allow_origins
+        if not origin or "*" in allowed or origin in allowed:
+            return
+        if urlsplit(origin).netloc != headers.get(b"host", b"").decode("latin-1"):
             raise RequestError(
-                "a valid API key is needed: send the header Authorization: Bearer KEY",
-                code="invalid_api_key",
-                status=401,
+                f"pages of {origin[:200]} may not use this server (--cors-allow-origin allows it)",
+                code="origin_not_allowed",
+                status=403,
             )
 
     def _no_route(self, found: Found, scope: Scope) -> RequestError:
         asked = f"{scope['method']} {scope['path'][:200]}"
         if found.endpoint is None:
             return RequestError(f"there is no such route: {asked}", code="not_found", status=404)
-        others = ", ".join(self.table.methods(scope["path"]))
+        others = ", ".join(self.table.methods(found.endpoint.path))
         return RequestError(
             f"the route has other methods ({others}): {asked}", code="method_not_allowed", status=405
         )

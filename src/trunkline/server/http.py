@@ -18,7 +18,6 @@ from trunkline.engine.frontend import RETRY_AFTER
 from trunkline.grammar.protocol import GrammarError
 from trunkline.types import RequestError
 
-MAX_BODY = 32 * 2**20  # bytes
 BODY_TIME = 60.0  # seconds in which a body must have come
 
 log = logging.getLogger(__name__)
@@ -68,21 +67,30 @@ def _bad_json(what: str) -> RequestError:
 
 
 async def _read_body(request: Request) -> bytes:
-    parts, size = [], 0
+    parts, size, limit = [], 0, request.scope["max_body"]
+    announced = request.headers.get("content-length", "")
+    if announced.isdigit() and int(announced) > limit:
+        raise _too_large(limit)
     try:
         async with asyncio.timeout(BODY_TIME):
             async for part in request.stream():
                 size += len(part)
-                if size > MAX_BODY:
-                    raise RequestError(
-                        f"the body is larger than {MAX_BODY} bytes", code="body_too_large", status=413
-                    )
+                if size > limit:
+                    raise _too_large(limit)
                 parts.append(part)
     except TimeoutError:
         raise RequestError(
             f"the body did not arrive within {BODY_TIME:g} s", code="body_timeout", status=408
         ) from None
     return b"".join(parts)
+
+
+def _too_large(limit: int) -> RequestError:
+    return RequestError(
+        f"the body is larger than {limit} bytes (--max-body-size raises it)",
+        code="body_too_large",
+        status=413,
+    )
 
 
 # ---------------------------------------------------------------------- answers
@@ -92,7 +100,12 @@ def json_response(body: Any, status: int = 200, headers: dict[str, str] | None =
 
 def error_body(error: RequestError) -> dict[str, Any]:
     """OpenAI's envelope; the native routes use it too."""
-    kinds = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
+    kinds = {
+        401: "authentication_error",
+        403: "permission_error",
+        404: "not_found_error",
+        429: "rate_limit_error",
+    }
     kind = "server_error" if error.status >= 500 else kinds.get(error.status, "invalid_request_error")
     body = {"message": error.message, "type": kind, "param": error.param, "code": error.code}
     if isinstance(error, GrammarError):

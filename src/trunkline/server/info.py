@@ -27,7 +27,7 @@ def endpoints(parts: Parts) -> list[Endpoint]:
     get = ("GET",)
     return [
         Endpoint("/health", get, own.health, Access.OPEN, summary="200 while the engine makes progress"),
-        Endpoint("/ready", get, own.health, Access.OPEN, summary="Same as /health"),
+        Endpoint("/ready", get, own.ready, Access.OPEN, summary="200 while requests should be sent here"),
         Endpoint(
             "/health_generate", get, own.health_generate, Access.OPEN, summary="200 when a token comes out"
         ),
@@ -53,6 +53,12 @@ class _Info:
     async def health(self, request: Request) -> Response:
         """200 only while the engine makes progress (P10)."""
         self._frontend.check_health()
+        return json_response({"status": "ok"})
+
+    async def ready(self, request: Request) -> Response:
+        self._frontend.check_health()
+        if self._frontend.draining:
+            raise RequestError("the server is stopping", code="draining", status=503)
         return json_response({"status": "ok"})
 
     async def health_generate(self, request: Request) -> Response:

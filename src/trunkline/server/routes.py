@@ -32,4 +32,4 @@ def all_endpoints(parts: Parts) -> list[Endpoint]:
 def build_app(frontend: Frontend, model: ServedModel, metrics: Metrics) -> Gate:
     """The ASGI application."""
     parts = Parts(frontend=frontend, model=model, metrics=metrics)
-    return Gate(all_endpoints(parts), frontend.config.server.api_key, metrics)
+    return Gate(all_endpoints(parts), frontend.config.server, metrics)
