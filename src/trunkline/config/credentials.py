@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from pathlib import Path
+from typing import Any
 
 from trunkline.config.flags import Args, spelling
 from trunkline.types import RequestError
@@ -22,6 +23,7 @@ def read_secrets(args: Args) -> Args:
 
     Raises RequestError for a file that can't be read or is empty.
     """
+    texts: dict[str, Any] = {}
     for attribute in SECRET_FLAGS:
         given = getattr(args, attribute)
         if given is None or not given.startswith("@"):
@@ -37,5 +39,5 @@ def read_secrets(args: Args) -> Args:
                 code="file_not_found",
                 param=name,
             )
-        args = dataclasses.replace(args, **{attribute: text})
-    return args
+        texts[attribute] = text
+    return dataclasses.replace(args, **texts)
