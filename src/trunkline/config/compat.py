@@ -170,7 +170,7 @@ def capability_table_markdown() -> str:
 
 
 def _area(feature: Feature) -> int:
-    return ("model", "compute", "cache", "scheduling", "request").index(feature.area)
+    return ("model", "compute", "cache", "scheduling", "request", "server").index(feature.area)
 
 
 def matrix_axes() -> dict[str, tuple[AxisValue, ...]]:
