@@ -189,8 +189,10 @@ def _end_with_parent(folder: Path, uds: str | None) -> None:
         pass
     shutil.rmtree(folder, ignore_errors=True)
     with contextlib.suppress(OSError):
-        if uds is not None:
-            remove_dead_socket(uds)
+        for _ in range(20):  # the kernel takes a dead process's files away one by one
+            if uds is None or remove_dead_socket(uds):
+                break
+            time.sleep(0.05)
     os._exit(1)
 
 
