@@ -36,7 +36,11 @@ class Server:
         # Not a pipe: nobody reads it meanwhile, and it would fill up.
         self.log = tempfile.TemporaryFile("w+")  # noqa: SIM115
         self.process = subprocess.Popen(command, stdout=self.log, stderr=subprocess.STDOUT)
-        transport = httpx.HTTPTransport(uds=flags[flags.index("--uds") + 1]) if "--uds" in flags else None
+        transport = None
+        if "--uds" in flags:
+            path = flags[flags.index("--uds") + 1]
+            self.wait(Path(path).exists, 60)  # the client leaks the sockets of failed connections
+            transport = httpx.HTTPTransport(uds=path)
         self.http = httpx.Client(base_url=self.url, timeout=60, verify=verify, transport=transport)
         self.wait(lambda: self.http.get("/health").status_code == 200, 60)
 
