@@ -11,12 +11,15 @@ import msgspec
 
 from trunkline.types import (
     CacheKey,
+    Explain,
     FinishReason,
     GrammarSpec,
     LogprobParams,
     Pooling,
+    PrefixMiss,
     SamplingParams,
     Thinking,
+    Timing,
     TokenLogprobs,
 )
 
@@ -34,6 +37,8 @@ class AddRequest(msgspec.Struct, frozen=True, tag="add", omit_defaults=True, kw_
     thinking: Thinking | None = None  # the output begins with reasoning
     session: str = ""  # whose pages it leaves behind are evicted after others, until EndSession
     pooling: Pooling | None = None  # the answer is a vector; no token comes out: `max_new_tokens` is 0
+    explain_prefix: Explain = "no"  # report where the prompt left the prefix cache
+    trace: bool = False  # report each step that computed its prompt
 
 
 class Abort(msgspec.Struct, frozen=True, tag="abort"):
@@ -88,6 +93,8 @@ class TokensOut(msgspec.Struct, frozen=True, tag="out", omit_defaults=True, kw_o
     retractions: int = 0  # times the request was preempted
     forced: list[int] = []  # indices into `token_ids` of those that its grammar dictated
     embedding: bytes = b""  # with the last output of a pooled request: float32 [hidden], little-endian
+    timing: Timing | None = None  # with the first output
+    prefix_miss: PrefixMiss | None = None  # with the first output, when asked for
     finish: FinishReason | None = None
 
 

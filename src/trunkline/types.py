@@ -116,6 +116,56 @@ class CacheKey(msgspec.Struct, frozen=True):
     weight_version: str = "default"
 
 
+MissReason = Literal[
+    "whole_prompt", "page_tail", "prompt_logprobs", "disabled", "empty", "other_tokens", "end_of_branch",
+    "evicted", "flushed",
+]  # fmt: skip
+Explain = Literal["no", "counts", "tokens"]  # whether, and with the tree's own tokens or without
+
+
+class Elsewhere(msgspec.Struct, frozen=True):
+    """A namespace that holds more of a prompt than the request's own: its key, and how many tokens of it."""
+
+    adapter: str
+    weight_version: str
+    salted: bool
+    matched: int
+
+
+class PrefixMiss(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
+    """Where a prompt left the prefix cache when it was admitted, and what was there.
+
+    `matched`: tokens reused, whole pages. `position`: first token that differs from what is cached; behind
+    `matched` when it is inside of a page. `wanted`: the prompt's tokens from there on. `found`: the tokens
+    that the nearest branch has instead, if they may be shown. `branches`: continuations cached there.
+    `missed`: prompt tokens that had to be computed though whole pages of them could have been cached.
+    """
+
+    reason: MissReason
+    prompt_tokens: int
+    matched: int
+    position: int
+    page_size: int
+    missed: int
+    branches: int = 0
+    wanted: tuple[int, ...] = ()
+    found: tuple[int, ...] = ()
+    elsewhere: tuple[Elsewhere, ...] = ()
+
+
+class Timing(msgspec.Struct, frozen=True, array_like=True):
+    """When things happened to a request in the core: seconds on the machine's monotonic clock.
+
+    `chunks`: the steps that computed its prompt as (start, end, tokens), for requests that are traced.
+    """
+
+    arrived: float
+    ready: float  # its grammar was compiled; `arrived` if it has none
+    admitted: float  # first time that it got a row
+    first_token: float
+    chunks: list[tuple[float, float, int]] = []
+
+
 class RequestError(Exception):
     """A request that cannot be honoured; carries what the client is told (P2, P17).
 

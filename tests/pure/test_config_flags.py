@@ -68,6 +68,11 @@ OTHER_VALUE = {
     "max_session_tokens": "1000",
     "session_timeout": "60",
     "watchdog_timeout": "5",
+    "metrics_aliases": "sglang",
+    "bucket_time_to_first_token": "0.1,0.5",
+    "bucket_inter_token_latency": "0.01,0.02",
+    "bucket_e2e_request_latency": "1,10",
+    "enable_prefix_miss_tokens": None,
 }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import struct
+import time
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass, field
 
@@ -19,7 +20,9 @@ from trunkline.messages import (
     TokensOut,
     TreeEdge,
 )
-from trunkline.types import FinishReason, LogprobParams, RequestError, TokenLogprobs
+from trunkline.types import FinishReason, LogprobParams, PrefixMiss, RequestError, Timing, TokenLogprobs
+
+MISS = PrefixMiss(reason="empty", prompt_tokens=9, matched=0, position=0, page_size=8, missed=8)
 
 
 @dataclass
@@ -96,7 +99,7 @@ class FakeClient:
         tokens, finish = self._limited(request)
         size = self.tokens_per_message
         parts = [tokens[at : at + size] for at in range(0, len(tokens), size)] or [[]]
-        wanted = request.logprobs
+        wanted, now = request.logprobs, time.monotonic()
         return [
             TokensOut(
                 rid=request.rid,
@@ -106,6 +109,8 @@ class FakeClient:
                 cached_tokens=self.cached,
                 embedding=self._vector(request) if at == len(parts) - 1 else b"",
                 forced=[index for index in self.forced if index < len(part)],
+                timing=Timing(now, now, now, now) if at == 0 else None,
+                prefix_miss=MISS if at == 0 and request.explain_prefix != "no" else None,
                 finish=finish if at == len(parts) - 1 else None,
             )
             for at, part in enumerate(parts)
@@ -169,8 +174,10 @@ class FakeClient:
             "pages_total": 64.0,
             "pages_in_use": 16.0,
         }
-        gauges |= {"page_size": 8.0, "new_token_ratio": 0.5}
-        counters = {"cached_tokens": 3.0, "prompt_tokens": 12.0, "retractions": 0.0}
+        gauges |= {"page_size": 8.0, "new_token_ratio": 0.5, "pages_cached": 4.0, "max_running": 8.0}
+        counters = {"cached_tokens": 3.0, "prompt_tokens": 12.0, "retractions": 2.0, "evicted_tokens": 16.0}
+        counters |= {"generated_tokens": 70.0, "computed_tokens": 90.0, "steps": 30.0}
+        counters |= {"grammars": 2.0, "grammars_refused": 1.0}
         return Stats(call="x", gauges=gauges, counters=counters)
 
     async def snapshot(self) -> Snapshot:

@@ -109,4 +109,4 @@ def test_registries_are_apart() -> None:
     assert "http_requests_active 1.0" in one.exposition(None).decode()
     assert "http_requests_active 0.0" in other.exposition(None).decode()
     with pytest.raises(KeyError):
-        one._core["nope"]
+        one._stages["nope"]

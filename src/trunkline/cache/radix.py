@@ -14,10 +14,14 @@ import heapq
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
+from typing import Literal
 
+import msgspec
+
+from trunkline.cache.miss import MAX_BRANCHES, MAX_LOST_ROOTS, SHOWN, Lost, elsewhere, explain
 from trunkline.cache.pages import PagePool
 from trunkline.messages import TreeEdge
-from trunkline.types import CacheKey
+from trunkline.types import CacheKey, Explain, PrefixMiss
 
 
 @dataclass(eq=False, slots=True)
@@ -36,6 +40,7 @@ class Node:
     key: CacheKey | None = None  # of a root
     number: int = 0  # names it to whoever looks from outside
     sessions: frozenset[str] = frozenset()  # those whose sequences end here: evicted after all others
+    lost: Lost = field(default_factory=Lost)  # continuations that were here once
 
 
 @dataclass(eq=False, slots=True)
@@ -81,6 +86,7 @@ class PrefixCache:
         self._offers = 0
         self._kept: dict[str, set[Node]] = {}  # session -> nodes that carry its tag
         self._by_age: list[tuple[bool, int, int, Node]] = []  # heap over unlocked leaves; may hold stale ones
+        self._lost_roots: dict[CacheKey, Lost] = {}  # of namespaces that nothing is cached of any more
 
     # ------------------------------------------------------------------ sizes
     @property
@@ -143,6 +149,25 @@ class PrefixCache:
                 high = middle
         return low
 
+    def explain(self, lease: Lease, tokens: list[int], limit: int, how: Explain) -> PrefixMiss:
+        """Why a lease that was just acquired for `tokens[:limit]` holds no more of them. Changes nothing.
+
+        Time is linear in the branches at that place, up to a bound.
+        """
+        node, matched = lease.node, lease.num_shared * self.page_size
+        ends = self.page_size + SHOWN
+        branches = [child.tokens[:ends] for child in islice(node.children.values(), MAX_BRANCHES)]
+        miss = explain(tokens, limit, matched, self.page_size, branches, node.lost, how == "tokens")
+        miss = msgspec.structs.replace(miss, branches=len(node.children))
+        if not self.enabled:
+            return msgspec.structs.replace(miss, reason="disabled")
+        if miss.reason in ("empty", "other_tokens", "end_of_branch", "evicted", "flushed"):
+            others = elsewhere(
+                lease.key, self._roots, matched, lambda key: self.match_length(key, tokens, limit)
+            )
+            return msgspec.structs.replace(miss, elsewhere=others)
+        return miss
+
     # ------------------------------------------------------------------ leases
     def acquire(self, key: CacheKey, tokens: list[int], limit: int) -> Lease:
         """Lock the longest cached prefix of `tokens[:limit]` and return a lease of it (maybe empty).
@@ -151,7 +176,8 @@ class PrefixCache:
         """
         node = self._roots.get(key)
         if node is None:
-            node = self._roots[key] = Node(parent=None, key=key, number=self._next_number())
+            lost = self._lost_roots.pop(key, Lost())
+            node = self._roots[key] = Node(parent=None, key=key, number=self._next_number(), lost=lost)
         pages: list[int] = []
         for child, matched in list(self._walk(key, tokens, limit)):
             node = child if matched == len(child.pages) else self._split(child, matched)
@@ -225,7 +251,7 @@ class PrefixCache:
     def flush(self) -> int:
         """Drop every page that no lease holds. Returns the tokens dropped."""
         dropped = self._evictable * self.page_size
-        self._evict(self._evictable)
+        self._evict(self._evictable, "flushed")
         return dropped
 
     # ------------------------------------------------------------------ the tree
@@ -233,6 +259,7 @@ class PrefixCache:
         """Hand the lease's pages up to page `full` to the tree, below the lease's node."""
         node, pages = lease.node, lease.pages[lease.num_shared : full]
         if node.parent is not None and node.locks == 1 and not node.children:
+            node.lost = Lost()  # what was lost stood at its old end
             node.tokens += tokens  # the lease is the only one to see this leaf: lengthen it in place
             node.pages += pages
         else:
@@ -358,6 +385,10 @@ class PrefixCache:
         if node.parent is None:
             assert node.key is not None
             del self._roots[node.key]
+            if node.lost.pages:
+                while len(self._lost_roots) >= MAX_LOST_ROOTS:
+                    del self._lost_roots[next(iter(self._lost_roots))]
+                self._lost_roots[node.key] = node.lost
             return
         if len(self._by_age) > 2 * self._num_nodes + 64:
             self._by_age = [entry for entry in self._by_age if self._is_current(entry)]
@@ -371,7 +402,7 @@ class PrefixCache:
         same = node.last_use == last_use and bool(node.sessions) == tagged
         return same and bool(node.pages) and not (node.locks or node.children)
 
-    def _evict(self, count: int) -> None:
+    def _evict(self, count: int, why: Literal["evicted", "flushed"] = "evicted") -> None:
         """Free `count` pages of unlocked nodes, from the ends of the oldest leaves."""
         while count > 0:
             entry = heapq.heappop(self._by_age)
@@ -382,6 +413,10 @@ class PrefixCache:
             assert parent is not None
             keep = len(node.pages) - take
             first_page = tuple(node.tokens[: self.page_size])
+            lost_page = node.tokens[keep * self.page_size : (keep + 1) * self.page_size]
+            if keep:
+                node.lost = Lost()
+            (node if keep else parent).lost.note(lost_page, why)
             self._pool.give(node.pages[keep:])
             del node.pages[keep:], node.tokens[keep * self.page_size :]
             self._evictable -= take

@@ -72,7 +72,7 @@ def spelling(attribute: str) -> str:
 
 
 DTYPES = ("auto", "float32", "float", "bfloat16")
-ENGINE_GROUPS = ("model", "memory", "scheduling", "server")
+ENGINE_GROUPS = ("model", "memory", "scheduling", "server", "observability")
 LOG_LEVELS = ("debug", "info", "warning", "error", "critical")
 
 
@@ -282,6 +282,28 @@ class Args:
     watchdog_timeout: float = flag(
         "float", "seconds without progress after which the engine is declared dead", default=300.0,
         sets="server.watchdog_timeout", low=1.0, high=86400.0, group="server",
+    )  # fmt: skip
+
+    metrics_aliases: str = flag(
+        "text", "export each metric a second time, under the name that dashboards for SGLang know",
+        default="none", choices=("none", "sglang"), sets="observe.metrics_aliases", group="observability",
+    )  # fmt: skip
+    bucket_time_to_first_token: str | None = flag(
+        "text", "bounds of the histogram in seconds, separated by commas, e.g. 0.1,0.5,1",
+        sets="observe.first_token_buckets", metavar="LIST", group="observability",
+    )  # fmt: skip
+    bucket_inter_token_latency: str | None = flag(
+        "text", "bounds of the histogram in seconds, separated by commas",
+        sets="observe.between_tokens_buckets", metavar="LIST", group="observability",
+    )  # fmt: skip
+    bucket_e2e_request_latency: str | None = flag(
+        "text", "bounds of the histogram in seconds, separated by commas", sets="observe.request_buckets",
+        metavar="LIST", group="observability",
+    )  # fmt: skip
+    enable_prefix_miss_tokens: bool = flag(
+        "bool", "prefix-miss reports show the cached tokens that a prompt differs from, which other clients "
+        "may have sent. Without it, only requests with a cache_salt or extra_key of their own see them",
+        sets="observe.prefix_miss_tokens", group="observability",
     )  # fmt: skip
 
     accepted: tuple[str, ...] = ()  # flags of the reference that ask for what is always so

@@ -266,8 +266,8 @@ _REFUSED: Mapping[str, str] = {
         --uvicorn-access-log-exclude-prefixes --crash-dump-folder --show-time-cost --enable-mfu-metrics
         --enable-metrics-for-all-schedulers --load-snapshot-publish-interval
         --tokenizer-metrics-custom-labels-header --tokenizer-metrics-allowed-custom-labels
-        --extra-metric-labels --bucket-time-to-first-token --bucket-inter-token-latency
-        --bucket-e2e-request-latency --prompt-tokens-buckets --generation-tokens-buckets
+        --extra-metric-labels
+        --prompt-tokens-buckets --generation-tokens-buckets
         --gc-warning-threshold-secs --decode-log-interval --enable-request-time-stats-logging
         --load-publish-endpoint --enable-forward-pass-metrics --forward-pass-metrics-worker-id
         --forward-pass-metrics-ipc-name --enable-trace --trace-modules --otlp-traces-endpoint

@@ -16,6 +16,7 @@ from trunkline.config.credentials import read_secrets
 from trunkline.config.flags import Args, flags_of, spelling
 from trunkline.config.hardware import Hardware, detect, share_cores
 from trunkline.config.memory import Demand, MemoryPlan
+from trunkline.config.observe import resolve_observe
 from trunkline.config.pool import conflict, size_pool
 from trunkline.config.reference import ALWAYS_SO, SAME_FLAG
 from trunkline.config.schema import (
@@ -120,6 +121,7 @@ def resolve(args: Args, spec: ModelSpec, hardware: Hardware) -> Resolved:
             jump_forward=not args.disable_jump_forward,
         ),
         server=_server(args, max_running, why),
+        observe=resolve_observe(args),
     )
     check_compatible(config)
     derived = tuple(name for name in field_names(config) if not why.get(name, "--").startswith("--"))

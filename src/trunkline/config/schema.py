@@ -104,6 +104,16 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 SECRETS = ("api_key", "admin_api_key", "ssl_keyfile_password")  # fields of ServerConfig never shown
 
 
+class ObserveConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What operators and users can look at."""
+
+    metrics_aliases: Literal["none", "sglang"] = "none"
+    first_token_buckets: tuple[float, ...] = ()  # seconds; (): the built-in ones
+    between_tokens_buckets: tuple[float, ...] = ()
+    request_buckets: tuple[float, ...] = ()
+    prefix_miss_tokens: bool = False  # reports may show tokens of other requests' prompts
+
+
 class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Everything that an engine and its server need to start."""
 
@@ -112,6 +122,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     scheduler: SchedulerConfig = SchedulerConfig()
     grammar: GrammarConfig = GrammarConfig()
     server: ServerConfig = ServerConfig()
+    observe: ObserveConfig = ObserveConfig()
 
     def to_json(self) -> bytes:
         return msgspec.json.encode(self)

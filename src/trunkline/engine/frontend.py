@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -19,6 +20,8 @@ import msgspec
 from trunkline.config.schema import SECRETS, EngineConfig
 from trunkline.engine.constraint import THINK_END, Constraint
 from trunkline.engine.fields import INT64_MAX
+from trunkline.engine.journal import Journal, Origin, Record
+from trunkline.engine.prefix_miss import miss_report
 from trunkline.engine.sessions import SessionRef, Sessions, Turn
 from trunkline.grammar.protocol import GrammarError
 from trunkline.messages import AddRequest, FlushDone, Ready, Snapshot, Stats, TokensOut
@@ -26,12 +29,14 @@ from trunkline.text.output import OutputText
 from trunkline.text.tokenizer import Tokenizer
 from trunkline.types import (
     CacheKey,
+    Explain,
     FinishReason,
     LogprobParams,
     Pooling,
     RequestError,
     SamplingParams,
     Thinking,
+    Timing,
     TokenLogprobs,
 )
 
@@ -86,6 +91,7 @@ class GenerationRequest:
     max_thinking_tokens: int | None = None
     session: SessionRef | None = None  # what comes before `prompt`
     pooling: Pooling | None = None
+    explain_prefix: bool = False  # report where the prompt left the prefix cache
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,12 +106,11 @@ class Prepared:
     thinking: Thinking | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
-class Chunk:
+class Chunk(msgspec.Struct, frozen=True, kw_only=True):
     """News of one completion. Counts are totals so far; `text`, `token_ids` and `logprobs` are new.
 
-    `index` counts completions over all prompts of a call: prompt x n + i. `prompt_logprobs` comes once, with
-    the first chunk. The last chunk of a completion has `finish`.
+    `index` counts completions over all prompts of a call: prompt x n + i. `prompt_logprobs`, `timing` and
+    `prefix_miss` come once, with the first chunk. The last chunk of a completion has `finish`.
     """
 
     index: int
@@ -122,6 +127,9 @@ class Chunk:
     forced: Sequence[int] = ()  # indices into `token_ids` of the new ones among them
     embedding: bytes = b""  # of a pooled request, with its last chunk: float32, little-endian
     finish: FinishReason | None
+    timing: Timing | None = None
+    prefix_miss: dict[str, Any] | None = None
+    detokenize: float = 0.0  # seconds so far, of calls that are traced
 
 
 class Frontend:
@@ -142,6 +150,7 @@ class Frontend:
             server.max_sessions, server.max_session_tokens, server.session_timeout, self._forget_session
         )
         self._forgetting: set[asyncio.Task[None]] = set()
+        self.journal = Journal()
 
     @property
     def num_live(self) -> int:
@@ -269,18 +278,23 @@ class Frontend:
             async for chunk in chunks:
                 yield chunk
 
-    async def run(self, batch: Sequence[Prepared]) -> AsyncGenerator[Chunk, None]:
+    def run(self, batch: Sequence[Prepared], record: Record | None = None) -> AsyncGenerator[Chunk, None]:
         """Chunks of all completions of all prompts, as they come. Closing the generator, or a failure of one
         completion, aborts the others. Raises RequestError, which names the prompt if there are several.
 
         Of many prompts that take one step each, some run at a time: such a list may be longer than the queue.
+        `record`: of the call, where `journal.begin` has made one already.
         """
+        record = record or self.journal.begin(Origin())
+        return self.journal.watch(record, batch, self._run(batch, record.traced))
+
+    async def _run(self, batch: Sequence[Prepared], traced: bool) -> AsyncGenerator[Chunk, None]:
         size = self._at_once([prepared.params for prepared in batch])
         if size >= len(batch):
-            parts = [self._run_together(batch)]
+            parts = [self._run_together(batch, traced)]
         else:
             starts = range(0, len(batch), size)
-            parts = [self._run_together(batch[at : at + size], at, several=True) for at in starts]
+            parts = [self._run_together(batch[at : at + size], traced, at, several=True) for at in starts]
         for part in parts:
             async with aclosing(part) as chunks:
                 async for chunk in chunks:
@@ -293,7 +307,7 @@ class Frontend:
         return min(count, PART, self._capacity) if short else count
 
     async def _run_together(
-        self, batch: Sequence[Prepared], first: int = 0, several: bool = False
+        self, batch: Sequence[Prepared], traced: bool, first: int = 0, several: bool = False
     ) -> AsyncGenerator[Chunk, None]:
         """`batch` is what the call has from prompt `first` on, perhaps not to its end."""
         count = sum(prepared.params.n for prepared in batch)
@@ -310,7 +324,8 @@ class Frontend:
         replaced: list[str] = []
         try:
             for position, prepared in enumerate(batch):
-                adds = _expand(prepared, self.config.model.weight_version)
+                explain = self._explain(prepared.request)
+                adds = _expand(prepared, self.config.model.weight_version, explain, traced)
                 replaced += _enter_session(prepared, [add.rid for add in adds])
                 self._live[prepared.request.rid] = [add.rid for add in adds]
                 for number, add in enumerate(adds):
@@ -327,6 +342,13 @@ class Frontend:
                 self._live.pop(prepared.request.rid, None)
                 if prepared.turn is not None:
                     prepared.turn.end()
+
+    def _explain(self, request: GenerationRequest) -> Explain:
+        """The tree's own tokens come from other requests: shown to whoever has a namespace of his own, or
+        where the server is told that all its clients may read each other's prompts."""
+        if not request.explain_prefix:
+            return "no"
+        return "tokens" if request.cache_salt or self.config.observe.prefix_miss_tokens else "counts"
 
     def _check_room(self, count: int) -> None:
         if count > self._capacity:
@@ -349,13 +371,16 @@ class Frontend:
     ) -> AsyncGenerator[Chunk, None]:
         """One completion, from its core request: the one with this number of its prompt."""
         text = OutputText(self.tokenizer, prepared.params)
-        forced = 0
+        forced, detokenize, traced = 0, 0.0, add.trace
         cached = retractions = 0  # kept: the last output of an aborted request does not know them
         async with aclosing(self.client.stream(add)) as outputs:
             async for out in outputs:
                 if out.finish is not None and out.finish.kind == "abort" and out.finish.status is not None:
                     raise _refusal(out.finish, prepared.request.constraint)
+                began = time.perf_counter() if traced else 0.0
                 delta, used, finish = text.feed(out.token_ids, out.finish)
+                detokenize += time.perf_counter() - began if traced else 0.0
+                miss = out.prefix_miss
                 dictated = [index for index in out.forced if index < used]
                 forced += len(dictated)
                 cached, retractions = max(cached, out.cached_tokens), max(retractions, out.retractions)
@@ -374,6 +399,9 @@ class Frontend:
                     forced=dictated,
                     embedding=out.embedding,
                     finish=finish,
+                    timing=out.timing,
+                    prefix_miss=None if miss is None else miss_report(miss, self.tokenizer),
+                    detokenize=detokenize,
                 )
                 if prepared.turn is not None:
                     prepared.turn.extend(number, chunk.token_ids, finished=finish is not None)
@@ -405,7 +433,7 @@ class Frontend:
         return {**config, "ready": {name: value for name, value in ready.items() if name != "type"}}
 
 
-def _expand(prepared: Prepared, weight_version: str) -> list[AddRequest]:
+def _expand(prepared: Prepared, weight_version: str, explain: Explain, traced: bool) -> list[AddRequest]:
     request, params = prepared.request, prepared.params
     seed = params.sampling_seed or 0
     key = CacheKey(salt=request.cache_salt, weight_version=weight_version)
@@ -421,6 +449,8 @@ def _expand(prepared: Prepared, weight_version: str) -> list[AddRequest]:
             thinking=prepared.thinking,
             session="" if prepared.turn is None else prepared.turn.key,
             pooling=request.pooling,
+            explain_prefix="no" if i else explain,
+            trace=traced,
         )
         for i in range(params.n)
     ]

@@ -127,6 +127,7 @@ GENERATE_FIELDS: Mapping[str, Rule] = {
     "return_text_in_logprobs": Flag(),
     "return_prompt_token_ids": Flag(),
     "return_forced": Flag(),
+    "return_prefix_miss": Flag(),
     "priority": Number(-INT32_MAX, INT32_MAX, integer=True),
     "extra_key": Text(),
     "cache_salt": Text(),
@@ -179,6 +180,7 @@ class NativeCall:
     text_in_logprobs: bool
     return_prompt_ids: bool
     return_forced: bool = False
+    body: Mapping[str, Any]  # as it was sent
 
 
 def parse_call(body: Mapping[str, Any]) -> NativeCall:
@@ -229,6 +231,7 @@ def parse_call(body: Mapping[str, Any]) -> NativeCall:
             reasons=reasons,
             max_thinking_tokens=most,
             session=session,
+            explain_prefix=fields.get("return_prefix_miss", False),
         )
         for rid, prompt, one, wanted, given, constraint, session in zip(
             rids, prompts, params, logprobs, given_params, constraints, sessions, strict=True
@@ -241,6 +244,7 @@ def parse_call(body: Mapping[str, Any]) -> NativeCall:
         text_in_logprobs=fields.get("return_text_in_logprobs", False),
         return_prompt_ids=fields.get("return_prompt_token_ids", False),
         return_forced=fields.get("return_forced", False),
+        body=body,
     )
 
 
@@ -310,6 +314,7 @@ class NativeOutput:
         self._input: list[TokenLogprobs] | None = None
         self._output: list[TokenLogprobs] | None = None
         self._last: Chunk | None = None
+        self._miss: dict[str, Any] | None = None
         self._latency = 0.0
 
     def add(self, chunk: Chunk) -> None:
@@ -320,6 +325,7 @@ class NativeOutput:
             self._input = chunk.prompt_logprobs
         if chunk.logprobs is not None:
             self._output = (self._output or []) + chunk.logprobs
+        self._miss = chunk.prefix_miss or self._miss
         self._last = chunk
         self._latency = time.monotonic() - self._started
 
@@ -344,6 +350,8 @@ class NativeOutput:
             meta["forced"] = list(self._forced)
         if chunk.finish is not None:
             meta["e2e_latency"] = self._latency
+        if self._miss is not None:
+            meta["prefix_miss"] = self._miss
         if self._output is not None:
             meta |= self._logprobs("output", self._output)
             meta["output_token_logprobs_length"] = len(self._output)

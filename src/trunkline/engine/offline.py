@@ -17,8 +17,10 @@ from trunkline.config.cli import from_kwargs
 from trunkline.config.flags import Args
 from trunkline.config.resolve import load_config
 from trunkline.engine.client import EngineClient
-from trunkline.engine.fields import INT32_MAX, read_fields
+from trunkline.engine.effective import effective_parameters
+from trunkline.engine.fields import INT32_MAX, SAMPLING_FIELDS, read_fields
 from trunkline.engine.frontend import Frontend
+from trunkline.engine.journal import Origin
 from trunkline.engine.native import (
     CLOSE_SESSION_FIELDS,
     GENERATE_FIELDS,
@@ -32,6 +34,8 @@ from trunkline.engine.scoring import ScoreResult, parse_score, scores_of
 from trunkline.engine.vectors import check_dimensions, parse_encode, vectors_of
 from trunkline.text.tokenizer import Tokenizer
 from trunkline.types import RequestError
+
+NAMES = {name: f"sampling_params.{name}" for name in SAMPLING_FIELDS}
 
 T = TypeVar("T")
 Answer = dict[str, Any]
@@ -53,7 +57,8 @@ class Engine:
         scheduler = msgspec.structs.replace(
             resolved.config.scheduler, max_queued=INT32_MAX
         )  # callers are bound
-        self.config = msgspec.structs.replace(resolved.config, scheduler=scheduler)
+        observe = msgspec.structs.replace(resolved.config.observe, prefix_miss_tokens=True)  # all are his own
+        self.config = msgspec.structs.replace(resolved.config, scheduler=scheduler, observe=observe)
         self.tokenizer = Tokenizer.load(self.config.model.tokenizer_path or self.config.model.path)
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="trunkline-frontend", daemon=True)
@@ -175,9 +180,10 @@ class Engine:
 
     async def _answers(self, call: NativeCall) -> AsyncGenerator[Answer, None]:
         """Runs on the engine's loop."""
+        record = self._frontend.journal.begin(Origin(body=call.body, names=NAMES))
         batch = await self._frontend.prepare_all(call.requests)
         version = self.config.model.weight_version
-        events = answers(call, batch, self._frontend.run(batch), self.tokenizer, version)
+        events = answers(call, batch, self._frontend.run(batch, record), self.tokenizer, version)
         async with aclosing(events):
             async for answer in events:
                 yield answer
@@ -256,6 +262,18 @@ class Engine:
     def abort_request(self, rid: str = "", abort_all: bool = False) -> None:
         """End a request, or all; their answers have finish reason "abort"."""
         self._wait(self._client.abort_all() if abort_all else self._frontend.abort(rid))
+
+    def effective_parameters(self, rid: str) -> dict[str, Any]:
+        """Which parameters a request had, and why each; `rid` is its own, or its answer's `meta_info.id`.
+
+        Of live requests and the last that ended. Raises RequestError code `unknown_rid` for others.
+        """
+
+        async def ask() -> dict[str, Any]:
+            frontend = self._frontend
+            return effective_parameters(frontend.journal, self.config, rid, frontend.ready.max_context)
+
+        return self._wait(ask())
 
     def get_server_info(self) -> dict[str, Any]:
         """The configuration, the core's facts, and its gauges and counters now."""

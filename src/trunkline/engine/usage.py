@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from trunkline.engine.frontend import Chunk
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from trunkline.engine.frontend import Chunk
 
 
 class Usage:
@@ -15,6 +18,7 @@ class Usage:
         self.prompt_tokens = 0
         self.completion_tokens = 0
         self._forced: dict[int, int] = {}  # by completion
+        self.prefix_miss: dict[str, Any] | None = None  # of the first prompt, when asked for
 
     @property
     def cached_tokens(self) -> int:
@@ -25,6 +29,13 @@ class Usage:
         """Of the completion tokens: those that a grammar dictated."""
         return sum(self._forced.values())
 
+    def has_prompt(self, position: int) -> bool:
+        """Whether anything has come of a prompt."""
+        return position in self._cached
+
+    def cached_of(self, position: int) -> int:
+        return self._cached.get(position, 0)
+
     def add(self, chunk: Chunk) -> None:
         prompt, completion = divmod(chunk.index, self._n)
         if prompt not in self._cached:
@@ -33,4 +44,7 @@ class Usage:
         if completion == 0:
             self._cached[prompt] = chunk.cached_tokens
         self.completion_tokens += len(chunk.token_ids)
-        self._forced[chunk.index] = chunk.forced_tokens
+        if chunk.prefix_miss is not None and prompt == 0:
+            self.prefix_miss = chunk.prefix_miss
+        if chunk.forced_tokens:
+            self._forced[chunk.index] = chunk.forced_tokens

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from trunkline.cache import Lease
 from trunkline.messages import AddRequest
 from trunkline.scheduler.guide import Guide
-from trunkline.types import TokenLogprobs
+from trunkline.scheduler.timeline import Timeline
+from trunkline.types import PrefixMiss, TokenLogprobs
 
 
 @dataclass(eq=False, slots=True)
@@ -25,6 +26,7 @@ class Request:
     stops: frozenset[int]  # tokens that end it
     received: int  # tokens whose KV comes from another instance
     claims: list[int]  # fingerprints of its prompt's blocks, see scheduler.claims
+    timeline: Timeline
     prompt_len: int = field(init=False)
     tokens: list[int] = field(init=False)
     pending: int = 0
@@ -42,6 +44,7 @@ class Request:
     guide: Guide | None = None  # what may come next, for a constrained output
     sent: int = 0  # output tokens handed out
     forced: list[int] = field(default_factory=list)  # positions of tokens not yet sent that were dictated
+    prefix_miss: PrefixMiss | None = None  # where its prompt left the cache, if that was asked
     withdrawn: bool = False  # the token that a step in flight will sample is known already
 
     def __post_init__(self) -> None:

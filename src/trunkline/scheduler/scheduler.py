@@ -10,8 +10,9 @@ Only this module changes requests.
 from __future__ import annotations
 
 import bisect
+import time
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
 from typing import Literal, NamedTuple, Protocol
 
@@ -23,6 +24,7 @@ from trunkline.scheduler.guide import Guide
 from trunkline.scheduler.plan import Admit, PagesAt, RowOutput, RowStep, StepOutput, StepPlan, TokensAt
 from trunkline.scheduler.policy import GrowthEstimate, admission_order, step_order
 from trunkline.scheduler.request import Request
+from trunkline.scheduler.timeline import Timeline
 from trunkline.scheduler.validate import output_limit
 from trunkline.types import FinishReason, RequestError, TokenLogprobs
 
@@ -66,6 +68,7 @@ class Scheduler:
         num_drafts: int = 0,
         constraints: Sequence[Constraint] = (),
         jump_forward: bool = True,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.config = config
         self.cache = cache
@@ -74,6 +77,7 @@ class Scheduler:
         self.counters = dict.fromkeys(COUNTERS, 0)
         self._eos = frozenset(eos_token_ids)
         self._jump_forward = jump_forward
+        self._clock = clock
         self._constraints = (NoDraftsWhenGuided(), *constraints)
         self._requests: dict[str, Request] = {}
         self._blocked: set[Request] = set()  # not to be admitted yet: their grammars are being compiled
@@ -141,7 +145,8 @@ class Scheduler:
         if not message.params.ignore_eos or message.grammar is not None:
             stops |= self._eos  # a grammar allows it where the output may end, and nothing but it at the end
         length = len(message.token_ids) + limit
-        request = Request(message, self._arrivals, length, stops, received, claims)
+        timeline = Timeline(self._clock(), message.trace)
+        request = Request(message, self._arrivals, length, stops, received, claims, timeline)
         self._arrivals += 1
         self._requests[message.rid] = request
         if message.grammar is None:
@@ -159,6 +164,7 @@ class Scheduler:
         if request not in self._blocked:
             return []  # aborted meanwhile
         request.guide = guide
+        request.timeline.compiled(self._clock())
         failed = self._jump(request)
         if failed is not None:
             return self.refuse(request, failed)
@@ -276,12 +282,13 @@ class Scheduler:
     def _commit(self, chosen: dict[Request, tuple[int, int]]) -> StepPlan:
         """Promise what the step will do, and write it down as a plan."""
         admits = [self._admission(request) for request in self._admits]
-        rows = []
+        rows, now = [], self._clock()
         for request, (q_len, drafts) in chosen.items():
             samples = q_len - drafts == request.base
             request.computed += q_len
             request.pending += 1 + drafts if samples else 0
             request.drafts = self.num_drafts if samples else 0
+            request.timeline.launch(now, q_len)
             rows.append(RowStep(request.row, q_len, drafts, samples))
         plan = StepPlan(
             step=self._step,
@@ -379,6 +386,11 @@ class Scheduler:
         if request.cached_tokens is None:
             request.cached_tokens = min(hit, request.prompt_len)  # forced tokens behind it are output
             self.counters["cached_tokens"] += request.cached_tokens
+            request.timeline.admit(self._clock())
+            if request.message.explain_prefix != "no":
+                request.prefix_miss = self.cache.explain(
+                    lease, request.message.token_ids, limit, request.message.explain_prefix
+                )
         self._waiting.remove(request)
         for other in self._waiting:
             other.bypassed += other.arrival < request.arrival
@@ -411,6 +423,7 @@ class Scheduler:
         request.pending = request.computed = request.settled = request.drafts = 0
         request.withdrawn = False
         request.epoch += 1
+        request.timeline.leave()
         if not self._running:
             self._growth.idle()
 
@@ -466,6 +479,8 @@ class Scheduler:
             request.pending -= 1 + step.num_drafts
             request.computed -= rejected
         request.settled += step.q_len - rejected
+        if request.timeline.traced:
+            request.timeline.end(self._clock(), samples)
         if not samples:
             self._publish(request)
             return []
@@ -556,6 +571,7 @@ class Scheduler:
                     TokenLogprobs(token, None) for token in request.message.token_ids[start : start + 1]
                 ]
                 prompt_logprobs = before + request.prompt_logprobs
+        begins = result is not None and request.sent == 0
         forced = [at - first for at in request.forced] if result is not None and request.forced else []
         if result is not None:
             request.sent += len(token_ids)
@@ -570,6 +586,8 @@ class Scheduler:
             retractions=request.retractions,
             forced=forced,
             embedding=b"" if result is None else result.embedding,
+            timing=request.timeline.timing(self._clock()) if begins else None,
+            prefix_miss=request.prefix_miss if begins else None,
             finish=reason,
         )
 
@@ -585,6 +603,7 @@ class Scheduler:
         free, evictable, total = self.cache.free_pages, self.cache.evictable_pages, self.cache.num_pages
         return {
             "running": len(self._running),
+            "max_running": self.config.max_running,
             "waiting": self.num_waiting,
             "compiling": len(self._blocked),
             "pages_total": total,

@@ -72,7 +72,7 @@ async def _serve(
     server = None
     try:
         frontend = Frontend(client, model.tokenizer, config)
-        app = build_app(frontend, model, Metrics(model.name)).with_cors()
+        app = build_app(frontend, model, Metrics(model.name, config.observe)).with_cors()
         server = _DrainingServer(app, frontend, tls)
         address, seconds = shown_address(config.server, listener), time.monotonic() - started
         print(f"Trunkline is ready: {address} serves {model.name} ({seconds:.1f} s)", flush=True)

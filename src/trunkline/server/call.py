@@ -94,10 +94,11 @@ def includes_usage(fields: Mapping[str, Any]) -> bool:
 def usage_dict(usage: Usage) -> Json:
     """Usage in OpenAI's shape."""
     details = {"completion_tokens_details": {"forced_tokens": usage.forced_tokens}}
+    miss = {} if usage.prefix_miss is None else {"prefix_miss": usage.prefix_miss}
     return {
         "prompt_tokens": usage.prompt_tokens,
         "completion_tokens": usage.completion_tokens,
         "total_tokens": usage.prompt_tokens + usage.completion_tokens,
-        "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
+        "prompt_tokens_details": {"cached_tokens": usage.cached_tokens, **miss},
         **(details if usage.forced_tokens else {}),
     }

@@ -208,6 +208,7 @@ def parse_chat(body: Mapping[str, Any], model: ServedModel) -> ChatCall:
         logprobs=_logprob_params(fields),
         cache_salt=cache_salt(fields),
         priority=fields.get("priority", 0),
+        explain_prefix=fields.get("return_prefix_miss", False),
         add_special_tokens=False,
         constraint=constraint,
         reasons=reasons,

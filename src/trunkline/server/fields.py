@@ -164,6 +164,7 @@ _COMMON: Mapping[str, Rule] = {
     "priority": Number(-INT32_MAX, INT32_MAX, integer=True),
     "extra_key": Text(),
     "cache_salt": Text(),
+    "return_prefix_miss": Flag(),
     "response_format": ResponseFormat(),
     "regex": GRAMMAR_FIELDS["regex"],
     "ebnf": GRAMMAR_FIELDS["ebnf"],

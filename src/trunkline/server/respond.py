@@ -13,12 +13,13 @@ from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from trunkline.engine.frontend import Frontend
-from trunkline.metrics.prometheus import Metrics
+from trunkline.engine.journal import Origin
 from trunkline.server.call import Call, Json, ServedModel
 from trunkline.server.endpoint import Handler, Parts
 from trunkline.server.http import error_body, internal_error, json_response, read_json, until_disconnect
 from trunkline.types import RequestError
 
+TRACE_HEADERS = ("traceparent", "tracestate")
 LARGE_BODY = 16384  # bytes; a larger request is parsed off the event loop
 
 _SSE_HEADERS = (
@@ -30,13 +31,22 @@ _SSE_HEADERS = (
 
 def generation(parse: Callable[[Json, ServedModel], Call], parts: Parts) -> Handler:
     """A generating route. `parse` checks a body; it may take a while for a large one."""
-    model, frontend, metrics = parts.model, parts.frontend, parts.metrics
+    model, frontend = parts.model, parts.frontend
 
     async def handle(request: Request) -> ASGIApp:
         body = await read_json(request)
         size = int(request.headers.get("content-length", LARGE_BODY + 1))
         call = parse(body, model) if size <= LARGE_BODY else await asyncio.to_thread(parse, body, model)
-        run = partial(_run, call, frontend, metrics)
+        origin = Origin(
+            route=request.url.path,
+            request_id=request.scope["request_id"],
+            body=body,
+            names=call.names,
+            defaults=model.defaults,
+            headers={name: request.headers[name] for name in TRACE_HEADERS if name in request.headers},
+            size=size,
+        )
+        run = partial(_run, call, frontend, origin)
 
         async def answer(scope: Scope, receive: Receive, send: Send) -> None:
             work = _stream(run, scope, send) if call.stream else _whole(call, run, scope, send)
@@ -47,17 +57,18 @@ def generation(parse: Callable[[Json, ServedModel], Call], parts: Parts) -> Hand
     return handle
 
 
-async def _run(call: Call, frontend: Frontend, metrics: Metrics) -> AsyncGenerator[Json, None]:
+async def _run(call: Call, frontend: Frontend, origin: Origin) -> AsyncGenerator[Json, None]:
     """All events of a call, with errors in the names that its route uses."""
+    record = frontend.journal.begin(origin)
     try:
         batch = await frontend.prepare_all(call.requests)
-        n = batch[0].params.n
-        chunks = metrics.watch(frontend.run(batch), n, n * len(batch))
-        async with aclosing(call.events(batch, chunks)) as events:
+        async with aclosing(call.events(batch, frontend.run(batch, record))) as events:
             async for event in events:
                 yield event
     except RequestError as error:
-        raise _renamed(error, call) from error
+        renamed = _renamed(error, call)
+        frontend.journal.refused(record, renamed)
+        raise renamed from error
 
 
 def _renamed(error: RequestError, call: Call) -> RequestError:

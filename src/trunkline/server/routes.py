@@ -10,6 +10,7 @@ from trunkline.server import (
     control,
     generate,
     info,
+    insight,
     live,
     page,
     scores,
@@ -21,7 +22,7 @@ from trunkline.server.call import ServedModel
 from trunkline.server.endpoint import Endpoint, Parts
 from trunkline.server.gate import Gate
 
-MODULES = (page, info, chat, completions, generate, sessions, vectors, scores, tokens, control, live)
+MODULES = (page, info, chat, completions, generate, sessions, vectors, scores, tokens, control, live, insight)
 
 
 def all_endpoints(parts: Parts) -> list[Endpoint]:
@@ -31,5 +32,6 @@ def all_endpoints(parts: Parts) -> list[Endpoint]:
 
 def build_app(frontend: Frontend, model: ServedModel, metrics: Metrics) -> Gate:
     """The ASGI application."""
+    frontend.journal.observers = (metrics,)
     parts = Parts(frontend=frontend, model=model, metrics=metrics)
     return Gate(all_endpoints(parts), frontend.config.server, metrics)
