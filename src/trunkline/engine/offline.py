@@ -35,7 +35,7 @@ from trunkline.engine.vectors import check_dimensions, parse_encode, vectors_of
 from trunkline.text.tokenizer import Tokenizer
 from trunkline.types import RequestError
 
-NAMES = {name: f"sampling_params.{name}" for name in SAMPLING_FIELDS}
+NAMES: Mapping[str, str] = {name: f"sampling_params.{name}" for name in SAMPLING_FIELDS}
 
 T = TypeVar("T")
 Answer = dict[str, Any]
