@@ -92,12 +92,29 @@ struct NormArgs {
 };
 constexpr long MAX_HEAD_DIM = 1024;  // of a rotation, whose heads are held on the stack
 
+// A head of a slot of the pool: `dim` numbers; of int8 followed by their scale, a bfloat16.
+constexpr long SCALE_BYTES = 2;
+INLINE long head_width(Store pool, long dim) { return pool == Store::int8 ? dim + SCALE_BYTES : dim; }
+
+// Rows of `heads` heads of `dim` numbers, one for each of `tokens`, to rows `slots` of a pool [*, heads, head_width].
+// int8: whole numbers up to 127 by the largest magnitude of their head; a head that is not finite has a NaN for scale.
+struct StoreArgs {
+    const void* rows;  // `stride` apart
+    long stride;
+    bool bf16;
+    void* pool;
+    Store store;  // float32, bfloat16 or int8
+    const int64_t* slots;
+    long tokens, heads, dim;
+    int threads;
+};
+
 struct AttentionArgs {
     const void* q;  // [tokens, heads, dim], tokens `q_stride` apart
     long q_stride;
     bool q_bf16;
-    const void* pool;  // [slots, 2, kv_heads, dim] dense
-    bool pool_bf16;
+    const void* pool;  // [slots, 2, kv_heads, head_width] dense
+    Store store;       // float32, bfloat16 or int8
     void* out;               // [tokens, heads, dim] dense, of q's type
     const int32_t* q_start;  // [requests + 1]
     const int32_t* seq_lens;
@@ -105,9 +122,11 @@ struct AttentionArgs {
     long pages_stride;
     long requests, heads, kv_heads, dim, page_size;
     long window;  // keys that a query sees, its own included; 0: all
-    float scale;
+    float scale;     // of scores
+    float soft_cap;  // scaled scores s become soft_cap * tanh(s / soft_cap); 0: they stay
+    const uint8_t* tree;  // [tokens, tree_columns]: which tokens of its request's step a token sees; or null
+    long tree_columns;    // a request with more tokens in the step than that is no tree
     int threads;
-    char* scratch;  // grown by `grow` when it is too small
     char* (*grow)(long bytes);
 };
 
@@ -149,6 +168,7 @@ struct Operations {
     void (*linear)(const LinearArgs&);
     void (*rms_norm)(const NormArgs&);
     void (*rotate)(const NormArgs&);
+    void (*store)(const StoreArgs&);
     void (*attention)(const AttentionArgs&);
 };
 

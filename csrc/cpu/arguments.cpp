@@ -54,6 +54,23 @@ Format format_of(const char* operation, const Tensor& panels, int bits, long gro
     return {bits == 8 ? Store::int8 : Store::int4, bits == 8 ? 0 : group};
 }
 
+Store pool_store(const Tensor& pool, long dim) {
+    if (pool.type == Type::int8)
+        EXPECT(pool, pool.dims >= 4 && pool.size[pool.dims - 1] == dim + SCALE_BYTES,
+               "int8 [..., " + number(dim) + " numbers and " + number(SCALE_BYTES) + " bytes of scale]");
+    else
+        pool.floats();
+    return pool.type == Type::int8 ? Store::int8 : pool.bf16() ? Store::bfloat16 : Store::float32;
+}
+
+void set_tree(AttentionArgs& args, const char* operation, nb::handle object, long tokens) {
+    if (object.is_none()) return;
+    Tensor tree(operation, "tree_mask", object);
+    EXPECT(tree, tree.type == Type::boolean && tree.dims == 2 && tree.dense() && tree.size[0] == tokens,
+           "dense bool [" + number(tokens) + ", *]");
+    args.tree = reinterpret_cast<uint8_t*>(tree.data), args.tree_columns = tree.size[1];
+}
+
 void expect_packed(const Tensor& panels, long n, long k, bool gated, const Format& format) {
     const long size = packed_bytes(n, k, gated, format) / panels.element();
     EXPECT(panels, panels.dims == 1 && panels.dense() && panels.size[0] == size, "[" + number(size) + "]");

@@ -22,6 +22,12 @@ const int64_t* indices(const Tensor& given, long limit);
 // How weights of `bits` (0: numbers as they are) and `group` inputs to a scale are stored in `panels`.
 Format format_of(const char* operation, const Tensor& panels, int bits, long group);
 
+// How a KV pool [..., heads, head_width] for heads of `dim` numbers stores them.
+Store pool_store(const Tensor& pool, long dim);
+
+// Sets the mask of draft trees for so many tokens, unless it is None.
+void set_tree(AttentionArgs& args, const char* operation, nb::handle tree, long tokens);
+
 void expect_packed(const Tensor& panels, long n, long k, bool gated, const Format& format);
 
 }  // namespace trunkline

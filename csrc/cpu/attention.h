@@ -6,6 +6,9 @@
 // with the usual rescaling (online softmax). What differs between calls is only which queries share a reading of
 // the keys, and who computes which block: results of single blocks may be kept and joined later, in the same order.
 // A query reads no key outside [position - window + 1, position]: what others in its tile read does not reach it.
+// A token of a draft tree has its own keys where the step's tokens begin: its ancestors, as if they were alone in a
+// row. Blocks with such positions are computed for each token by itself; blocks before are shared as ever.
+// Whole numbers are multiplied as they are; a key's scale enters with its scores, a value's with its weights.
 #pragma once
 
 #include "attention_block.h"
@@ -38,10 +41,10 @@ struct Keys {
 struct Geometry {
     long group, tile_tokens, rows, dim, heads, chunk;
 
-    Geometry(const AttentionArgs& a, long element) {
+    Geometry(const AttentionArgs& a, long element, long step) {
         group = a.heads / a.kv_heads;
         tile_tokens = group >= TILE_ROWS ? 1 : TILE_ROWS / group;
-        dim = (a.dim + 31) / 32 * 32;
+        dim = (a.dim + step - 1) / step * step;
         heads = NEAR_BYTES / (BLOCK * 2 * a.dim * element);
         heads = heads > a.kv_heads ? a.kv_heads : heads < 1 ? 1 : heads;
         rows = tile_tokens * group > heads * FEW_ROWS ? tile_tokens * group : heads * FEW_ROWS;
@@ -52,12 +55,18 @@ struct Geometry {
     long part_floats() const { return FEW_ROWS * (dim + 2); }
 };
 
+INLINE long q_len(const AttentionArgs& a, long request) { return a.q_start[request + 1] - a.q_start[request]; }
+INLINE bool is_tree(const AttentionArgs& a, long request) {
+    return a.tree && q_len(a, request) > 1 && q_len(a, request) <= a.tree_columns;
+}
+
 INLINE long add_items(const AttentionArgs& a, const Geometry& g, long request, long first, long tokens, long kept,
                       Item* items, long& count) {
     const long heads = tokens * g.group <= FEW_ROWS ? g.heads : 1;
     const long chunk = tokens * g.group <= FEW_ROWS ? g.chunk : 1L << 40;
     const long position = a.seq_lens[request] - (a.q_start[request + 1] - first);
-    const long begin = a.window && position >= a.window ? (position - a.window + 1) / BLOCK : 0;
+    const long lowest = is_tree(a, request) ? a.seq_lens[request] - q_len(a, request) : position;
+    const long begin = a.window && lowest >= a.window ? (lowest - a.window + 1) / BLOCK : 0;
     const long end = (position + tokens - 1) / BLOCK + 1;
     const bool split = end - begin > chunk;
     for (long head = 0; head < a.kv_heads; head += heads) {
@@ -107,18 +116,25 @@ struct Worker {
     float* scores;   // [rows, BLOCK], then the weights in the same rows
     float* stats;    // [2, rows]: of the block
     float* scales;   // [2, rows]
+    int32_t* place;  // [rows]: position of a row's token
     int32_t* low;    // [rows]: keys of the block that a row sees
     int32_t* high;
+    int32_t* path;   // [tree_columns]: of a token of a tree, which tokens of the step it sees, itself the last
+    float* levels;   // [2, BLOCK]: scales of the block's keys and values of a head, where they are whole numbers
     char* keys;    // a slab
     char* values;  // slabs
     T* edge;       // [17, dim]: rows of 16 keys where dim is no multiple of 32, and zeros
     Keys<T>* now;  // the block's
     long rows = 0, padded = 0;  // of the item, and that as a multiple of 16
+    long active = 0, active_end = 0;  // rows that the block's keys are for
+    long prefix = 0;  // the step's tokens begin at this position
+    const uint8_t* tree = nullptr;  // of the item's first token, where it is of a tree
+    const long width = sizeof(T) == 1 ? a.dim + SCALE_BYTES : a.dim;  // of a head in the pool
 
-    Worker(const AttentionArgs& args, const Geometry& geometry, char* at) : a(args), g(geometry) { place(at); }
+    Worker(const AttentionArgs& args, const Geometry& geometry, char* at) : a(args), g(geometry) { lay_out(at); }
 
     // Returns the bytes in use.
-    long place(char* const begin) {
+    long lay_out(char* const begin) {
         char* at = begin;
         q = (X*)carve(at, g.rows * g.dim * sizeof(X));
         total = (float*)carve(at, g.rows * g.dim * 4);
@@ -126,8 +142,11 @@ struct Worker {
         scores = (float*)carve(at, g.rows * BLOCK * 4);
         stats = (float*)carve(at, g.rows * 8);
         scales = (float*)carve(at, g.rows * 8);
+        place = (int32_t*)carve(at, g.rows * 4);
         low = (int32_t*)carve(at, g.rows * 4);
         high = (int32_t*)carve(at, g.rows * 4);
+        path = (int32_t*)carve(at, a.tree_columns * 4);
+        levels = (float*)carve(at, 2 * BLOCK * 4);
         keys = carve(at, SPAN * g.dim * sizeof(X));
         values = carve(at, (g.dim + SPAN) / SPAN * SPAN * BLOCK * sizeof(X));
         edge = (T*)carve(at, 17 * g.dim * sizeof(T));
@@ -139,36 +158,42 @@ struct Worker {
     }
     const T* zeros() const { return edge + 16 * g.dim; }
 
-    void locate(const Item& item, long index) {
+    // Keys of the block that active rows see, the first of which are those of tokens at `lowest`, the last of ones
+    // at `highest`.
+    void locate(const Item& item, long index, long lowest, long highest) {
         Keys<T>& to = *now;
         to.start = index * BLOCK;
-        const long least = a.window && item.position >= a.window ? item.position - a.window + 1 : 0;
-        const long end = item.position + item.tokens;
+        const long least = a.window && lowest >= a.window ? lowest - a.window + 1 : 0;
+        const long end = highest + 1, slot_width = 2 * a.kv_heads * width;
         to.first = least > to.start ? least - to.start : 0;
         to.last = end - to.start < BLOCK ? end - to.start : BLOCK;
         const int32_t* pages = a.pages + item.request * a.pages_stride;
         for (long j = to.first; j < to.last;) {
-            const long page = (to.start + j) / a.page_size, offset = (to.start + j) % a.page_size;
-            const T* token = (const T*)a.pool + (pages[page] * a.page_size + offset) * 2 * a.kv_heads * a.dim;
-            for (long i = offset; i < a.page_size && j < to.last; i++, j++, token += 2 * a.kv_heads * a.dim)
-                to.at[j] = token;
+            const long position = to.start + j;
+            const bool own = tree && position >= prefix;
+            const long at = own ? prefix + path[position - prefix] : position;
+            const long page = at / a.page_size, offset = at % a.page_size;
+            const long limit = own ? j + 1 : tree && prefix < to.start + to.last ? prefix - to.start : to.last;
+            const T* token = (const T*)a.pool + (pages[page] * a.page_size + offset) * slot_width;
+            for (long i = offset; i < a.page_size && j < limit; i++, j++, token += slot_width) to.at[j] = token;
         }
     }
 
     // Read all lines that the block's heads need, one after another: then memory delivers as fast as it can, and
     // packing finds them in the second cache. (Lines fetched ahead while packing came late or were dropped.)
     void fetch(const Item& item) const {
-        const long bytes = item.heads * a.dim * long(sizeof(T));
+        const long bytes = item.heads * width * long(sizeof(T));
         for (long j = now->first; j < now->last; j++)
             for (long side = 0; side < 2; side++) {
-                const char* from = (const char*)(now->at[j] + (side * a.kv_heads + item.head) * a.dim);
+                const char* from = (const char*)(now->at[j] + (side * a.kv_heads + item.head) * width);
                 for (long b = 0; b < bytes; b += LINE) asm volatile("" ::"r"(from[b]));
+                if (sizeof(T) == 1) asm volatile("" ::"r"(from[bytes - 1]));  // heads do not begin at lines
             }
     }
 
-    void see(const Item& item) {
-        for (long row = 0; row < rows; row++) {
-            const long position = item.position + row / g.group - now->start;
+    void see() {
+        for (long row = active; row < active_end; row++) {
+            const long position = place[row] - now->start;
             long from = a.window && position >= a.window ? position - a.window + 1 : 0;
             long to = position + 1 < BLOCK ? position + 1 : BLOCK;
             if (to < 0) to = 0;
@@ -179,6 +204,13 @@ struct Worker {
 
     void begin(const Item& item) {
         rows = item.tokens * g.group, padded = (rows + 15) / 16 * 16;
+        prefix = a.seq_lens[item.request] - q_len(a, item.request);
+        tree = is_tree(a, item.request) ? a.tree + item.first * a.tree_columns : nullptr;
+        for (long row = 0; row < rows; row++) {
+            const long token = row / g.group;
+            if (row % g.group == 0) place[row] = int32_t(tree ? prefix + follow(item, token) - 1 : item.position + token);
+            if (row % g.group != 0) place[row] = place[row - 1];
+        }
         for (long turn = 0; turn < item.heads; turn++)
             for (long row = 0; row < rows; row++) {
                 const long token = item.first + row / g.group, head = (item.head + turn) * g.group + row % g.group;
@@ -196,6 +228,14 @@ struct Worker {
         else
             for (long d = 0; d < a.dim; d++) to[d] = widen(from[d]);
         for (long d = a.dim; d < g.dim; d++) to[d] = 0;
+    }
+
+    // The path of a token of the tile. Returns its length.
+    long follow(const Item& item, long token) {
+        long length = 0;
+        for (long i = 0; i < q_len(a, item.request); i++)
+            if (tree[token * a.tree_columns + i]) path[length++] = int32_t(i);
+        return length;
     }
 
     void clear(const Item& item) {
@@ -218,14 +258,14 @@ struct Worker {
     void pack_block_keys(long head, long slab, long from, long to) {
         for (long p = from; p < to; p++) {
             const T* row[PANEL];
-            for (long i = 0; i < PANEL; i++) row[i] = row_of(slab * SPAN + p * PANEL + i, head * a.dim, i);
+            for (long i = 0; i < PANEL; i++) row[i] = row_of(slab * SPAN + p * PANEL + i, head * width, i);
             pack_keys<X>(row, g.dim, keys + p * LINE, SLAB * LINE);
         }
     }
 
     // Values of keys [from, to), multiples of 16; those outside [low, high) as zeros.
     void pack_block_values(long head, long from, long to, long low, long high) {
-        const long offset = (a.kv_heads + head) * a.dim;
+        const long offset = (a.kv_heads + head) * width;
         for (long j = from; j < to; j += unit_of<X>) {
             const T* row[2];
             for (long i = 0; i < unit_of<X>; i++)
@@ -246,14 +286,31 @@ struct Worker {
         return from < to;
     }
 
-    void score(long head, long turn, float factor) {
+    // How this head's scores become weights.
+    Scoring scoring(long head) {
+        Scoring how{factor(), a.scale / a.soft_cap, a.soft_cap, nullptr, nullptr};
+        if constexpr (sizeof(T) == 1) {
+            for (long j = 0; j < BLOCK; j++)
+                for (long side = 0; side < 2; side++) {
+                    uint16_t bits = 0;
+                    if (j >= now->first && j < now->last)
+                        __builtin_memcpy(&bits, now->at[j] + (side * a.kv_heads + head) * width + a.dim, SCALE_BYTES);
+                    levels[side * BLOCK + j] = widen(bits);
+                }
+            how.key_scales = levels, how.value_scales = levels + BLOCK;
+        }
+        return how;
+    }
+    float factor() const { return (a.soft_cap != 0 ? 1 : a.scale) * 1.44269504f; }
+
+    void score(long head, long turn, const Scoring& how) {
         const long panel_from = now->first / PANEL, panel_to = (now->last + PANEL - 1) / PANEL;
-        const long last_slab = (panel_to - 1) / SLAB, groups = num_groups(rows);
+        const long last_slab = (panel_to - 1) / SLAB, count = active_end - active, groups = num_groups(count);
         for (long slab = panel_from / SLAB; slab <= last_slab; slab++) {
             auto here = [&](long p) { return p < slab * SLAB ? 0 : p > slab * SLAB + SLAB ? SLAB : p - slab * SLAB; };
             pack_block_keys(head, slab, here(panel_from), here(panel_to));
             for (long n = 0; n < groups; n++) {
-                const long row = group_begin(rows, n), some = group_begin(rows, n + 1) - row;
+                const long row = active + group_begin(count, n), some = active + group_begin(count, n + 1) - row;
                 long from, to;
                 if (!seen(row, some, from, to)) from = to = 0;
                 if (here(from) < here(to))
@@ -262,10 +319,12 @@ struct Worker {
                                   scores + row * BLOCK + slab * SPAN + here(from) * PANEL, BLOCK);
                 if (slab != last_slab) continue;
                 for (long r = row; r < row + some; r++)
-                    if (low[r] < high[r])
-                        weigh<X>(scores + r * BLOCK, from * PANEL, to * PANEL, low[r], high[r], factor, stats + r,
+                    if (low[r] < high[r]) {
+                        if (how.key_scales || how.outer != 0)
+                            finish_scores(scores + r * BLOCK, from * PANEL, to * PANEL, how);
+                        weigh<X>(scores + r * BLOCK, from * PANEL, to * PANEL, low[r], high[r], how, stats + r,
                                  stats + padded + r);
-                    else
+                    } else
                         weigh_nothing<X>(scores + r * BLOCK, from * PANEL, to * PANEL, stats + r, stats + padded + r);
             }
         }
@@ -295,9 +354,9 @@ struct Worker {
     // Whether a value that only some of the rows see is not finite: its product with a weight of zero is not zero.
     bool spoiled(long head) const {
         long from = 0, to = BLOCK;
-        for (long r = 0; r < rows; r++) from = low[r] > from ? low[r] : from, to = high[r] < to ? high[r] : to;
+        for (long r = active; r < active_end; r++) from = low[r] > from ? low[r] : from, to = high[r] < to ? high[r] : to;
         for (long j = now->first; j < now->last; j++)
-            if ((j < from || j >= to) && !finite(now->at[j] + (a.kv_heads + head) * a.dim, a.dim)) return true;
+            if ((j < from || j >= to) && !finite(now->at[j] + (a.kv_heads + head) * width, a.dim)) return true;
         return false;
     }
 
@@ -305,31 +364,58 @@ struct Worker {
         const long from = now->first / PANEL * PANEL, to = (now->last + PANEL - 1) / PANEL * PANEL;
         if (!spoiled(head)) {
             pack_block_values(head, from, to, 0, BLOCK);
-            for (long n = 0, groups = num_groups(rows); n < groups; n++)
-                add_rows(turn, group_begin(rows, n), group_begin(rows, n + 1) - group_begin(rows, n), kept);
+            const long count = active_end - active;
+            for (long n = 0, groups = num_groups(count); n < groups; n++)
+                add_rows(turn, active + group_begin(count, n), group_begin(count, n + 1) - group_begin(count, n), kept);
             return;
         }
-        for (long r = 0; r < rows; r++) {
+        for (long r = active; r < active_end; r++) {
             pack_block_values(head, from, to, low[r], high[r]);
             add_rows(turn, r, 1, kept);
         }
     }
 
     void block(const Item& item, long index) {
-        locate(item, index);
-        see(item);
-        const float factor = a.scale * 1.44269504f;
+        if (!tree || (index + 1) * BLOCK <= prefix) {
+            long lowest = place[0], highest = place[0];
+            for (long row = g.group; row < rows; row += g.group) {
+                lowest = place[row] < lowest ? place[row] : lowest;
+                highest = place[row] > highest ? place[row] : highest;
+            }
+            active = 0, active_end = rows;
+            return share_of_block(item, index, lowest, highest);
+        }
+        nothing_seen(0, padded);
+        for (long token = 0; token < item.tokens; token++) {
+            follow(item, token);
+            active = token * g.group, active_end = active + g.group;
+            share_of_block(item, index, place[active], place[active]);
+            nothing_seen(active, active_end);
+        }
+    }
+    void nothing_seen(long from, long to) {
+        for (long i = from; i < to; i++) stats[i] = -__builtin_inff(), stats[padded + i] = 0;
+    }
+
+    // What a block adds to the active rows, whose tokens stand at positions [lowest, highest].
+    void share_of_block(const Item& item, long index, long lowest, long highest) {
+        locate(item, index, lowest, highest);
+        see();
         fetch(item);
         for (long turn = 0; turn < item.heads; turn++) {
             const long head = item.head + turn;
             float* kept = item.kept < 0 ? nullptr : part_of(item, index, turn);
-            score(head, turn, factor);
+            if (now->first < now->last)
+                score(head, turn, scoring(head));
+            else
+                nothing_seen(active, active_end);
             if (kept) {
-                __builtin_memcpy(kept + FEW_ROWS * g.dim, stats, rows * 4);
-                __builtin_memcpy(kept + FEW_ROWS * (g.dim + 1), stats + padded, rows * 4);
+                const long count = active_end - active;
+                __builtin_memcpy(kept + FEW_ROWS * g.dim + active, stats + active, count * 4);
+                __builtin_memcpy(kept + FEW_ROWS * (g.dim + 1) + active, stats + padded + active, count * 4);
             } else {
                 join(padded, running + 2 * turn * padded, running + (2 * turn + 1) * padded, stats, stats + padded,
-                     factor, scales);
+                     factor(), scales);
             }
             add_values(head, turn, kept);
         }
@@ -341,7 +427,6 @@ struct Worker {
     }
 
     void join_kept(const Item& item) {
-        const float factor = a.scale * 1.44269504f;
         for (long i = 0; i < 2 * padded; i++) stats[i] = 0;
         for (long index = item.begin; index < item.end; index++)
             for (long turn = 0; turn < item.heads; turn++) {
@@ -349,7 +434,7 @@ struct Worker {
                 __builtin_memcpy(stats, kept + FEW_ROWS * g.dim, rows * 4);
                 __builtin_memcpy(stats + padded, kept + FEW_ROWS * (g.dim + 1), rows * 4);
                 join(padded, running + 2 * turn * padded, running + (2 * turn + 1) * padded, stats, stats + padded,
-                     factor, scales);
+                     factor(), scales);
                 for (long r = 0; r < rows; r++)
                     if (stats[r] != -__builtin_inff() || stats[padded + r] != 0)
                         add_part(total + (turn * padded + r) * g.dim, kept + r * g.dim, scales[r], scales[padded + r],
@@ -394,14 +479,14 @@ struct Worker {
 
 template <class X, class T>
 static void attend(const AttentionArgs& a) {
-    Geometry g(a, sizeof(T));
+    Geometry g(a, sizeof(T), DIM_STEP<T>);
     long count, work, counter = 0;
     make_items(a, g, nullptr, count, work);
     if (count == 0) return;
     const int threads = work * g.heads * g.group * a.dim * BLOCK <= SERIAL_PRODUCTS ? 1 : a.threads;
     if (threads > 1) g.chunk = work / (8 * threads) > 1 ? work / (8 * threads) : 1;
     const long parts = make_items(a, g, nullptr, count, work);
-    const long room = Worker<X, T>(a, g, nullptr).place(nullptr);
+    const long room = Worker<X, T>(a, g, nullptr).lay_out(nullptr);
     const long item_bytes = (count * long(sizeof(Item)) + 63) / 64 * 64;
     char* base = a.grow(item_bytes + threads * room + parts * g.part_floats() * 4);
     Item* items = (Item*)base;
@@ -428,9 +513,11 @@ static void attend(const AttentionArgs& a) {
 
 static void attention(const AttentionArgs& a) {
 #if defined(__AVX512BF16__)
-    if (a.pool_bf16 && a.q_bf16) return attend<uint16_t, uint16_t>(a);
+    if (a.store == Store::bfloat16 && a.q_bf16) return attend<uint16_t, uint16_t>(a);
+    if (a.store == Store::int8 && a.q_bf16) return attend<uint16_t, int8_t>(a);
 #endif
-    a.pool_bf16 ? attend<float, uint16_t>(a) : attend<float, float>(a);
+    if (a.store == Store::int8) return attend<float, int8_t>(a);
+    a.store == Store::bfloat16 ? attend<float, uint16_t>(a) : attend<float, float>(a);
 }
 
 }  // namespace TRUNKLINE_ISA

@@ -12,6 +12,8 @@ namespace TRUNKLINE_ISA {
 
 constexpr long BLOCK = 128;           // keys
 constexpr long SPAN = SLAB * PANEL;   // columns of a slab
+template <class T>
+constexpr long DIM_STEP = 4 * W / sizeof(T) > 32 ? 4 * W / sizeof(T) : 32;  // heads are filled up to a multiple
 
 // Rows as attention multiplies them: each row whole, `stride` apart from the next.
 INLINE VF spread(const float* x) { return splat(*x); }
@@ -64,17 +66,28 @@ static void multiply_rows(long rows, const X* x, long stride, const char* w, lon
         micro_rows<X, MR, 1>(x, stride, w + p * LINE, width * LINE, lines, c + p * PANEL, ldc);
 }
 
-// W units of a key: a float32, or a pair of bfloat16.
+// W units of a key: a float32, a pair of bfloat16, four whole numbers.
 INLINE VU load_units(const float* from) { return load_as<VU>(from); }
 INLINE VU load_units(const uint16_t* from) { return load_as<VU>(from); }
+INLINE VU load_units(const int8_t* from) { return load_as<VU>(from); }
 template <class T>
-constexpr int numbers_of_unit = sizeof(T) == 4 ? 1 : 2;
+constexpr int numbers_of_unit = 4 / sizeof(T);
 
-// Units of 16 keys to lines that begin at `to`, `step` bytes apart. A product in float32 takes pairs apart.
+// Byte `at` of each unit as a number.
+INLINE VF number_of(VU units, int at) { return to_float((VI)(units << (24 - 8 * at)) >> 24); }
+
+// Units of 16 keys to lines that begin at `to`, `step` bytes apart. Products take them apart; whole numbers are exact
+// in float32 and bfloat16.
 template <class X, class T>
 INLINE void put_units(VU units, long unit, char* to, long step) {
     if constexpr (unit_of<X> == numbers_of_unit<T>) {
         __builtin_memcpy(to + unit * step, &units, sizeof units);
+    } else if constexpr (sizeof(T) == 1) {
+        for (int i = 0; i < 4; i += unit_of<X>) {
+            VU line = (VU)number_of(units, i);
+            if constexpr (sizeof(X) == 2) line = line >> 16 | (VU)number_of(units, i + 1);
+            __builtin_memcpy(to + (unit * 4 + i) / unit_of<X> * step, &line, sizeof line);
+        }
     } else {
         VU low = units << 16, high = units & 0xffff0000u;
         __builtin_memcpy(to + 2 * unit * step, &low, sizeof low);
@@ -82,7 +95,7 @@ INLINE void put_units(VU units, long unit, char* to, long step) {
     }
 }
 
-// One panel of keys: 16 rows of `dim` numbers, a multiple of 32.
+// One panel of keys: 16 rows of `dim` numbers, a multiple of DIM_STEP.
 template <class X, class T>
 static void pack_keys(const T* const* rows, long dim, char* to, long step) {
     for (long unit = 0; unit < dim / numbers_of_unit<T>; unit += W) {
@@ -174,10 +187,27 @@ INLINE VI lanes() {
     return v;
 }
 
+// What becomes of the products of a query and keys before they are weighed.
+struct Scoring {
+    float factor;               // of scores, on the way to powers of two
+    float inner, outer;         // outer != 0: outer * tanh(inner * score) first
+    const float* key_scales;    // of whole numbers: one for each key of the block; or null
+    const float* value_scales;  // weights are multiplied by them
+};
+
+INLINE void finish_scores(float* scores, long from, long to, const Scoring& how) {
+    for (long j = from; j < to; j += W) {
+        VF score = load(scores + j);
+        if (how.key_scales) score *= load(how.key_scales + j);
+        if (how.outer != 0) score = tanh(score * splat(how.inner)) * splat(how.outer);
+        store(scores + j, score);
+    }
+}
+
 // One row's scores of keys [from, to), multiples of 16, to weights, in place; only keys [low, high) are seen. Writes
-// the largest score, and the sum of the weights as they were rounded.
+// the largest score, and the sum of the weights as they were rounded (of scaled ones: before scale and rounding).
 template <class X>
-INLINE void weigh(float* scores, long from, long to, long low, long high, float factor, float* top_out, float* sum_out) {
+INLINE void weigh(float* scores, long from, long to, long low, long high, const Scoring& how, float* top_out, float* sum_out) {
     const VF hidden = splat(-__builtin_inff());
     VF most = hidden, total = {};
     for (long j = from; j < to; j += W) {
@@ -190,10 +220,19 @@ INLINE void weigh(float* scores, long from, long to, long low, long high, float 
         most = larger(score, most);
     }
     const float top = largest(most);
-    const VF tops = splat(top), factors = splat(factor);
+    const VF tops = splat(top), factors = splat(how.factor);
     X* weights = (X*)scores;
-    for (long j = from; j < to; j += W)
-        total += put_weights(weights + j, power_of_two((load(scores + j) - tops) * factors));
+    for (long j = from; j < to; j += W) {
+        const VF weight = power_of_two((load(scores + j) - tops) * factors);
+        if (!how.value_scales) {
+            total += put_weights(weights + j, weight);
+            continue;
+        }
+        const VI key = lanes() + int32_t(j);  // a scale that is not finite spoils only rows that see it
+        const VF scale = load(how.value_scales + j);
+        total += weight;
+        put_weights(weights + j, weight * ((key >= int32_t(low)) & (key < int32_t(high)) ? scale : VF{}));
+    }
     *top_out = top;
     *sum_out = sum(total);
 }
@@ -228,10 +267,11 @@ INLINE void add_part(float* total, const float* part, float old_scale, float new
 
 template <class T>
 INLINE bool finite(const T* from, long count) {
-    for (long i = 0; i < count; i++) {
-        float value = widen(from[i]);
-        if (value - value != 0) return false;
-    }
+    if constexpr (sizeof(T) > 1)
+        for (long i = 0; i < count; i++) {
+            float value = widen(from[i]);
+            if (value - value != 0) return false;
+        }
     return true;
 }
 

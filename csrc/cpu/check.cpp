@@ -183,15 +183,51 @@ char* scratch(long bytes) {
     return held.data();
 }
 
+// What is asked of attention beyond the usual.
+struct Asked {
+    Store store;
+    float soft_cap;
+    bool tree;  // tokens are children of the one two before them
+};
+
+// Rows of a pool in whole numbers, stored from `rows`, which become what they were rounded to.
+std::unique_ptr<char[]> whole_pool(Numbers& rows, long slots, long heads, long dim, int threads) {
+    std::unique_ptr<char[]> pool(new char[slots * heads * (dim + SCALE_BYTES)]);
+    std::vector<int64_t> ids(slots);
+    for (long i = 0; i < slots; i++) ids[i] = i;
+    in_use().store({rows.data.get(), heads * dim, rows.bf16, pool.get(), Store::int8, ids.data(), slots, heads, dim, threads});
+    Numbers exact(slots * heads * dim, false);
+    for (long row = 0; row < slots * heads; row++) {
+        const char* at = pool.get() + row * (dim + SCALE_BYTES);
+        uint16_t scale;
+        std::memcpy(&scale, at + dim, 2);
+        for (long d = 0; d < dim; d++) {
+            const float value = from_bf16(scale) * float(int8_t(at[d]));
+            expect(std::fabs(value - rows[row * dim + d]) <= from_bf16(scale) * 0.8, "store", row, d, at[d]);
+            exact.set(row * dim + d, value);
+        }
+    }
+    rows = std::move(exact);
+    return pool;
+}
+
 void check_attention(long q_len, long length, long heads, long kv_heads, long dim, long page, long window, bool bf16,
-                     int threads) {
+                     int threads, Asked asked = {Store::float32, 0, false}) {
     long pages = (length + page - 1) / page, slots = pages * page;
     Numbers q(q_len * heads * dim, bf16), pool(slots * 2 * kv_heads * dim, bf16), out(q_len * heads * dim, bf16, true);
+    std::unique_ptr<char[]> whole;
+    if (asked.store == Store::int8) whole = whole_pool(pool, slots, 2 * kv_heads, dim, threads);
+    std::vector<uint8_t> tree(q_len * q_len);
+    for (long t = 0; t < q_len; t++)
+        for (long j = t; j >= 0; j -= 2) tree[t * q_len + j] = 1;
     std::vector<int32_t> table(pages), starts{0, int32_t(q_len)}, lens{int32_t(length)};
     for (long i = 0; i < pages; i++) table[i] = int32_t(pages - 1 - i);
     AttentionArgs a{};
     a.q = q.data.get(), a.q_stride = heads * dim, a.q_bf16 = bf16;
-    a.pool = pool.data.get(), a.pool_bf16 = bf16, a.out = out.data.get();
+    a.pool = whole ? whole.get() : pool.data.get(), a.out = out.data.get();
+    a.store = whole ? Store::int8 : bf16 ? Store::bfloat16 : Store::float32;
+    a.soft_cap = asked.soft_cap;
+    if (asked.tree) a.tree = tree.data(), a.tree_columns = q_len;
     a.q_start = starts.data(), a.seq_lens = lens.data(), a.pages = table.data(), a.pages_stride = pages;
     a.requests = 1, a.heads = heads, a.kv_heads = kv_heads, a.dim = dim, a.page_size = page, a.window = window;
     a.scale = 1 / std::sqrt(float(dim)), a.threads = threads, a.grow = scratch;
@@ -199,8 +235,10 @@ void check_attention(long q_len, long length, long heads, long kv_heads, long di
     std::vector<double> wanted(q_len * heads * dim);
     for (long t = 0; t < q_len; t++)
         for (long h = 0; h < heads; h++) {
-            long position = length - q_len + t, low = window && position >= window ? position - window + 1 : 0;
+            const long prefix = length - q_len, position = asked.tree && q_len > 1 ? prefix + t / 2 : prefix + t;
+            const long low = window && position >= window ? position - window + 1 : 0;
             auto at = [&](long j, long side) {
+                if (asked.tree && q_len > 1 && j >= prefix) j = prefix + t % 2 + 2 * (j - prefix);
                 return ((table[j / page] * page + j % page) * 2 + side) * kv_heads * dim + h / (heads / kv_heads) * dim;
             };
             std::vector<double> weights;
@@ -208,7 +246,9 @@ void check_attention(long q_len, long length, long heads, long kv_heads, long di
             for (long j = low; j <= position; j++) {
                 double score = 0;
                 for (long d = 0; d < dim; d++) score += q[(t * heads + h) * dim + d] * pool[at(j, 0) + d];
-                weights.push_back(std::exp(score / std::sqrt(double(dim))));
+                score /= std::sqrt(double(dim));
+                if (asked.soft_cap != 0) score = asked.soft_cap * std::tanh(score / asked.soft_cap);
+                weights.push_back(std::exp(score));
                 sum += weights.back();
             }
             for (long d = 0; d < dim; d++)
@@ -231,9 +271,10 @@ void check_memory(long rows, long k, bool bf16, int threads) {
     expect(!std::memcmp(out.data.get(), plain.data.get(), 3 * bytes), "unpack_rows", rows, k, bf16);
     for (int i = 0; i < 3; i++)
         expect(!std::memcmp(out.data.get() + i * bytes, weight.data.get() + ids[i] * bytes, bytes), "gather", rows, k, i);
-    scatter_rows(pool.data.get(), bytes, ids, 3, plain.data.get(), bytes, threads);
+    const Store store = bf16 ? Store::bfloat16 : Store::float32;
+    in_use().store({plain.data.get(), k, bf16, pool.data.get(), store, ids, 3, 1, k, threads});
     for (int i = 0; i < 3; i++)
-        expect(!std::memcmp(pool.data.get() + ids[i] * bytes, weight.data.get() + ids[i] * bytes, bytes), "scatter",
+        expect(!std::memcmp(pool.data.get() + ids[i] * bytes, weight.data.get() + ids[i] * bytes, bytes), "store",
                rows, k, i);
 }
 
@@ -259,6 +300,12 @@ void check_all(int threads) {
                 check_attention(1, 400, 6, 2, dim, 16, window, bf16, threads);
                 check_attention(37, 290, 4, 1, dim, 3, window, bf16, threads);
                 check_attention(20, 20, 3, 3, dim, 1, window, bf16, threads);
+                for (const Asked& asked : {Asked{Store::int8, 0, false}, Asked{Store::float32, 2, false},
+                                           Asked{Store::float32, 0, true}, Asked{Store::int8, 3, true}}) {
+                    check_attention(1, 400, 6, 2, dim, 16, window, bf16, threads, asked);
+                    check_attention(37, 290, 4, 1, dim, 3, window, bf16, threads, asked);
+                    check_attention(9, 262, 6, 2, dim, 5, window, bf16, threads, asked);
+                }
             }
         check_memory(33, 17, bf16, threads);
         check_memory(40, 64, bf16, threads);

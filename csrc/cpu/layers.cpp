@@ -77,7 +77,7 @@ public:
     // x [tokens, hidden] is overwritten with what the last layer makes of it.
     void run(nb::handle x_object, nb::handle table_object, nb::handle slots_object, nb::handle pool_object,
              nb::handle q_start_object, nb::handle lens_object, nb::handle pages_object, std::vector<long> windows,
-             long page_size, long num_slots, int threads) {
+             float scale, float soft_cap, nb::handle tree, long page_size, long num_slots, int threads) {
         Tensor x("layers", "x", x_object), table("layers", "table", table_object), slots("layers", "slots", slots_object),
             pool("layers", "pool", pool_object), q_start("layers", "q_start", q_start_object),
             lens("layers", "seq_lens", lens_object), pages("layers", "page_table", pages_object);
@@ -87,9 +87,10 @@ public:
         EXPECT(table, table.type == Type::float32 && table.dims == 3 && table.dense() && table.size[0] == tokens &&
                           table.size[1] == 2 && table.size[2] == dim,
                "dense float32 [" + number(tokens) + ", 2, " + number(dim) + "]");
-        EXPECT(pool, pool.type == type && pool.dims == 5 && pool.dense() && pool.size[0] == count && pool.size[1] >= num_slots &&
-                         pool.size[2] == 2 && pool.size[3] == kv_heads && pool.size[4] == dim,
-               "dense [" + number(count) + ", " + number(num_slots) + " or more, 2, " + number(kv_heads) + ", " + number(dim) + "]");
+        const Store store = pool_store(pool, dim);
+        EXPECT(pool, pool.dims == 5 && pool.dense() && pool.size[0] == count && pool.size[1] >= num_slots &&
+                         pool.size[2] == 2 && pool.size[3] == kv_heads && pool.size[4] == head_width(store, dim),
+               "dense [" + number(count) + ", " + number(num_slots) + " or more, 2, " + number(kv_heads) + ", " + number(head_width(store, dim)) + "]");
         auto* starts = reinterpret_cast<int32_t*>(q_start.data);
         if (starts[lens.size[0]] != tokens)
             refuse("layers: q_start ends at " + number(starts[lens.size[0]]) + "; there are " + number(tokens) + " tokens");
@@ -100,7 +101,9 @@ public:
         AttentionArgs attention{};
         attention.q_start = starts, attention.seq_lens = reinterpret_cast<int32_t*>(lens.data);
         attention.pages = reinterpret_cast<int32_t*>(pages.data), attention.pages_stride = pages.stride[0];
-        attention.requests = lens.size[0], attention.page_size = page_size;
+        attention.requests = lens.size[0], attention.page_size = page_size, attention.store = store;
+        attention.scale = scale, attention.soft_cap = soft_cap;
+        set_tree(attention, "layers", tree, tokens);
         const long layer_bytes = pool.stride[0] * pool.element();
         nb::gil_scoped_release release;
         reserve(tokens);
@@ -113,7 +116,7 @@ public:
 private:
     void run_layer(const Layer& layer, char* x, long tokens, const float* table, const int64_t* slots, AttentionArgs attention,
                    int threads) {
-        const long width = (heads + 2 * kv_heads) * dim, size = bf16 ? 2 : 4, kv_bytes = 2 * kv_heads * dim * size;
+        const long width = (heads + 2 * kv_heads) * dim, size = bf16 ? 2 : 4;
         const Operations& operations = in_use();
         NormArgs norm{};
         norm.x = x, norm.x_stride = hidden, norm.bf16 = bf16, norm.gain = layer.input_norm, norm.gain_heads = 1, norm.eps = eps;
@@ -127,11 +130,12 @@ private:
         turn.gain_heads = heads + kv_heads, turn.eps = eps, turn.table = table;
         turn.tokens = tokens, turn.heads = heads + kv_heads, turn.dim = dim, turn.threads = threads;
         operations.rotate(turn);
-        scatter_rows(const_cast<void*>(attention.pool), kv_bytes, slots, tokens, qkv + heads * dim * size, width * size, threads);
+        operations.store({qkv + heads * dim * size, width, bf16, const_cast<void*>(attention.pool), attention.store, slots,
+                          tokens, 2 * kv_heads, dim, threads});
 
-        attention.q = qkv, attention.q_stride = width, attention.q_bf16 = attention.pool_bf16 = bf16, attention.out = normed;
+        attention.q = qkv, attention.q_stride = width, attention.q_bf16 = bf16, attention.out = normed;
         attention.heads = heads, attention.kv_heads = kv_heads, attention.dim = dim;
-        attention.scale = float(1.0 / __builtin_sqrt(double(dim))), attention.threads = threads, attention.grow = scratch;
+        attention.threads = threads, attention.grow = scratch;
         operations.attention(attention);
         multiply(layer.output, normed, x, x, tokens, threads);
 
@@ -185,7 +189,9 @@ private:
 void bind_layers(nb::module_& m) {
     nb::class_<LayerStack>(m, "LayerStack")
         .def(nb::init<nb::list, long, long, long, long, bool, float>())
-        .def("run", &LayerStack::run);
+        .def("run", &LayerStack::run, nb::arg("x"), nb::arg("rope"), nb::arg("slots"), nb::arg("pool"), nb::arg("q_start"),
+             nb::arg("seq_lens"), nb::arg("page_table"), nb::arg("windows"), nb::arg("scale"), nb::arg("soft_cap"),
+             nb::arg("tree_mask").none(), nb::arg("page_size"), nb::arg("num_slots"), nb::arg("threads"));
 }
 
 }  // namespace trunkline

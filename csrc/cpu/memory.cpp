@@ -96,12 +96,4 @@ void gather_rows(const void* table, long row_bytes, const int64_t* ids, long cou
                     row_bytes);
 }
 
-void scatter_rows(void* pool, long row_bytes, const int64_t* slots, long count, const void* rows, long stride_bytes,
-                  int threads) {
-#pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1 && count * row_bytes > SERIAL_BYTES)
-    for (long i = 0; i < count; i++)
-        std::memcpy(static_cast<char*>(pool) + slots[i] * row_bytes,
-                    static_cast<const char*>(rows) + i * stride_bytes, row_bytes);
-}
-
 }  // namespace trunkline

@@ -35,10 +35,6 @@ void unpack_rows(const void* panels, const Format& format, long n, long k, const
 // Rows of `row_bytes` each: out[i] = table[ids[i]].
 void gather_rows(const void* table, long row_bytes, const int64_t* ids, long count, void* out, int threads);
 
-// pool[slots[i]] = rows[i], whose beginnings lie `stride_bytes` apart.
-void scatter_rows(void* pool, long row_bytes, const int64_t* slots, long count, const void* rows, long stride_bytes,
-                  int threads);
-
 // Instruction sets of the build that this machine runs, best first; and the one in use.
 long available(const Operations** to);  // room for 4
 const Operations& in_use();

@@ -189,21 +189,39 @@ void call_linear_top(nb::handle x_object, nb::handle panels_object, int bits, lo
 void call_store_kv(nb::handle pool_object, nb::handle slots_object, nb::handle kv_object, int threads) {
     Tensor pool("store_kv", "pool", pool_object), slots("store_kv", "slots", slots_object),
         kv("store_kv", "kv", kv_object);
-    pool.floats();
-    EXPECT(pool, pool.dims == 4 && pool.dense(), "dense [slots, 2, heads, dim]");
-    const int64_t* rows = indices(slots, pool.size[0]);
-    EXPECT(kv, kv.type == pool.type && kv.dims == 4 && kv.dense(1) && kv.size[0] == slots.size[0] &&
-                   kv.size[1] == 2 && pool.size[1] == 2 && kv.size[2] == pool.size[2] && kv.size[3] == pool.size[3],
-               "one row for each of " + number(slots.size[0]) + " slots, like the pool's, which is " + pool.text());
-    long row_bytes = 2 * pool.size[2] * pool.size[3] * pool.element();
-    team(threads);
+    kv.floats();
+    EXPECT(kv, kv.dims == 4 && kv.dense(1) && kv.size[0] == slots.size[0] && kv.size[1] == 2,
+           "[" + number(slots.size[0]) + ", 2, heads, dim], dense but for the first dimension");
+    StoreArgs args{};
+    args.store = pool_store(pool, kv.size[3]);
+    EXPECT(pool, pool.dims == 4 && pool.dense() && pool.size[1] == 2 && pool.size[2] == kv.size[2] &&
+                     pool.size[3] == head_width(args.store, kv.size[3]),
+           "dense [slots, 2, " + number(kv.size[2]) + ", " + number(head_width(args.store, kv.size[3])) + "]");
+    args.rows = kv.data, args.stride = kv.stride[0], args.bf16 = kv.bf16();
+    args.pool = pool.data, args.slots = indices(slots, pool.size[0]);
+    args.tokens = kv.size[0], args.heads = 2 * kv.size[2], args.dim = kv.size[3], args.threads = team(threads);
     nb::gil_scoped_release release;
-    scatter_rows(pool.data, row_bytes, rows, slots.size[0], kv.data, kv.stride[0] * kv.element(), threads);
+    in_use().store(args);
+}
+
+// A token of a tree sees itself, and none after it.
+void check_tree(const Tensor& tree, const int32_t* starts, long requests) {
+    const long tokens = starts[requests];
+    EXPECT(tree, tree.type == Type::boolean && tree.dims == 2 && tree.dense() && tree.size[0] == tokens,
+           "dense bool [" + number(tokens) + ", *]");
+    for (long i = 0; i < requests; i++) {
+        const long count = starts[i + 1] - long(starts[i]);
+        for (long t = 0; t < count && count <= tree.size[1]; t++)
+            for (long j = t; j < count; j++)
+                if (bool(tree.data[(starts[i] + t) * tree.size[1] + j]) != (j == t))
+                    refuse("plan_attention: tree_mask of request " + number(i) + ": token " + number(t) +
+                           (j == t ? " does not see itself" : " sees token " + number(j) + ", which comes after it"));
+    }
 }
 
 // The tensors of a step's plan, checked so that attention reads only pages that exist.
 void check_plan(nb::handle q_start_object, nb::handle lens_object, nb::handle pages_object, long page_size,
-                long num_slots) {
+                long num_slots, nb::handle tree_object) {
     Tensor q_start("plan_attention", "q_start", q_start_object), lens("plan_attention", "seq_lens", lens_object),
         pages("plan_attention", "page_table", pages_object);
     if (page_size < 1) refuse("plan_attention: page_size is " + number(page_size) + "; at least 1 is expected");
@@ -230,34 +248,36 @@ void check_plan(nb::handle q_start_object, nb::handle lens_object, nb::handle pa
             if (row[p] < 0 || (row[p] + 1L) * page_size > num_slots)
                 refuse(where + "page " + number(row[p]) + "; the pool has " + number(num_slots / page_size));
     }
+    if (!tree_object.is_none()) check_tree(Tensor("plan_attention", "tree_mask", tree_object), starts, requests);
 }
 
 void call_attention(nb::handle q_object, nb::handle pool_object, nb::handle q_start_object, nb::handle lens_object,
-                    nb::handle pages_object, long window, long page_size, long num_slots, nb::handle out_object,
-                    int threads) {
+                    nb::handle pages_object, long window, float scale, float soft_cap, nb::handle tree, long page_size,
+                    long num_slots, nb::handle out_object, int threads) {
     Tensor q("attention", "q", q_object), pool("attention", "pool", pool_object), out("attention", "out", out_object),
         q_start("attention", "q_start", q_start_object), lens("attention", "seq_lens", lens_object),
         pages("attention", "page_table", pages_object);
-    pool.floats();
+    q.floats();
+    const long dim = q.dims == 3 ? q.size[2] : 0;
+    const Store store = pool_store(pool, dim);
     EXPECT(pool, pool.dims == 4 && pool.dense() && pool.size[0] >= num_slots && pool.size[1] == 2,
                  "dense [" + number(num_slots) + " or more, 2, heads, dim]");
-    q.floats();
     auto* starts = reinterpret_cast<int32_t*>(q_start.data);
     EXPECT(q, q.dims == 3 && q.dense(1) && q.size[0] == starts[lens.size[0]] && pool.size[2] > 0 &&
-                  q.size[1] % pool.size[2] == 0 && q.size[2] == pool.size[3],
+                  q.size[1] % pool.size[2] == 0 && head_width(store, dim) == pool.size[3],
               "[" + number(starts[lens.size[0]]) + ", a multiple of " + number(pool.size[2]) + ", " +
-                  number(pool.size[3]) + "]");
+                  number(pool.size[3] - head_width(store, 0)) + "]");
     bool same = out.dims == 3 && out.dense() && out.type == q.type;
     for (int i = 0; same && i < 3; i++) same = out.size[i] == q.size[i];
     EXPECT(out, same, "dense, like q, which is " + q.text());
     AttentionArgs args{};
     args.q = q.data, args.q_stride = q.stride[0], args.q_bf16 = q.bf16();
-    args.pool = pool.data, args.pool_bf16 = pool.bf16(), args.out = out.data;
+    args.pool = pool.data, args.store = store, args.out = out.data;
     args.q_start = starts, args.seq_lens = reinterpret_cast<int32_t*>(lens.data);
     args.pages = reinterpret_cast<int32_t*>(pages.data), args.pages_stride = pages.stride[0];
     args.requests = lens.size[0], args.heads = q.size[1], args.kv_heads = pool.size[2], args.dim = q.size[2];
-    args.page_size = page_size, args.window = window;
-    args.scale = float(1.0 / __builtin_sqrt(double(q.size[2])));
+    args.page_size = page_size, args.window = window, args.scale = scale, args.soft_cap = soft_cap;
+    set_tree(args, "attention", tree, q.size[0]);
     args.threads = team(threads), args.grow = scratch;
     nb::gil_scoped_release release;
     in_use().attention(args);
@@ -309,7 +329,10 @@ NB_MODULE(native, m) {
     m.def("embedding", call_embedding);
     m.def("packed_embedding", call_packed_embedding);
     m.def("store_kv", call_store_kv);
-    m.def("check_plan", check_plan);
+    m.def("check_plan", check_plan, nb::arg("q_start"), nb::arg("seq_lens"), nb::arg("page_table"), nb::arg("page_size"),
+          nb::arg("num_slots"), nb::arg("tree_mask").none());
     bind_layers(m);
-    m.def("attention", call_attention);
+    m.def("attention", call_attention, nb::arg("q"), nb::arg("pool"), nb::arg("q_start"), nb::arg("seq_lens"),
+          nb::arg("page_table"), nb::arg("window"), nb::arg("scale"), nb::arg("soft_cap"), nb::arg("tree_mask").none(),
+          nb::arg("page_size"), nb::arg("num_slots"), nb::arg("out"), nb::arg("threads"));
 }

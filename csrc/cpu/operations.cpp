@@ -9,6 +9,6 @@
 
 namespace trunkline {
 namespace TRUNKLINE_ISA {
-extern const Operations operations{TEXT(TRUNKLINE_ISA), quantize, dequantize_rows, probe, linear, rms_norm, rotate, attention};
+extern const Operations operations{TEXT(TRUNKLINE_ISA), quantize, dequantize_rows, probe, linear, rms_norm, rotate, store_rows, attention};
 }
 }  // namespace trunkline

@@ -1,4 +1,4 @@
-// Operations that take each row by itself: RMS norm, and rotary position with an optional norm before it.
+// Operations that take each row by itself: RMS norm, rotary position with an optional norm before it, storing KV.
 #pragma once
 
 #include "args.h"
@@ -74,6 +74,58 @@ static void rotate_rows(const NormArgs& a) {
             for (long i = 0; i < a.dim; i++) wide[i] = widen(x[i]);
         rotate_head(wide, a.table + token * 2 * a.dim, (T*)a.out + token * a.out_stride + head * a.dim, a.dim);
     }
+}
+
+// Round one head; see StoreArgs.
+template <class T>
+static void store_whole(const T* x, long dim, int8_t* to) {
+    VF most = {}, excess = {};  // the excess is NaN where a number is not finite
+    long i = 0;
+    for (; i + W <= dim; i += W) {
+        const VF v = load(x + i);
+        most = larger((VF)((VU)v & 0x7fffffffu), most);
+        excess += v - v;
+    }
+    float top = largest(most), rest = sum(excess);
+    for (; i < dim; i++) {
+        const float v = widen(x[i]), size = v < 0 ? -v : v;
+        top = size > top ? size : top;
+        rest += v - v;
+    }
+    const uint16_t bits = narrow(top / 127.0f + rest);
+    const float scale = widen(bits);
+    __builtin_memcpy(to + dim, &bits, SCALE_BYTES);
+    const float magic = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
+    for (i = 0; i < dim; i++) {
+        const float level = widen(x[i]) / scale;
+        const float whole = level >= -127.0f ? level <= 127.0f ? (level + magic) - magic : 127.0f : -127.0f;
+        to[i] = scale > 0 ? int8_t(whole) : 0;
+    }
+}
+
+template <class T, class P>
+static void store_heads(const StoreArgs& a) {
+    const long row_width = a.heads * a.dim;
+#pragma omp parallel for schedule(static) num_threads(a.threads) if (a.threads > 1 && a.tokens * row_width > SERIAL_ELEMENTS)
+    for (long token = 0; token < a.tokens; token++) {
+        const T* from = (const T*)a.rows + token * a.stride;
+        P* to = (P*)a.pool + a.slots[token] * a.heads * head_width(a.store, a.dim);
+        if constexpr (sizeof(P) == 1)
+            for (long head = 0; head < a.heads; head++) store_whole(from + head * a.dim, a.dim, to + head * (a.dim + SCALE_BYTES));
+        else if constexpr (sizeof(T) == sizeof(P))
+            __builtin_memcpy(to, from, row_width * sizeof(P));
+        else
+            for (long i = 0; i < row_width; i++) store_one(to + i, widen(from[i]));
+    }
+}
+
+static void store_rows(const StoreArgs& a) {
+    if (a.store == Store::int8)
+        a.bf16 ? store_heads<uint16_t, int8_t>(a) : store_heads<float, int8_t>(a);
+    else if (a.store == Store::bfloat16)
+        a.bf16 ? store_heads<uint16_t, uint16_t>(a) : store_heads<float, uint16_t>(a);
+    else
+        a.bf16 ? store_heads<uint16_t, float>(a) : store_heads<float, float>(a);
 }
 
 static void rms_norm(const NormArgs& a) { a.bf16 ? norm_rows<uint16_t>(a) : norm_rows<float>(a); }

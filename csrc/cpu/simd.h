@@ -41,6 +41,10 @@ INLINE V load_as(const void* from) {
 }
 INLINE VF load(const float* from) { return load_as<VF>(from); }
 INLINE VF load(const uint16_t* from) { return (VF)(__builtin_convertvector(load_as<VH>(from), VU) << 16); }
+INLINE VF load(const int8_t* from) {
+    typedef int8_t VB __attribute__((vector_size(W)));
+    return __builtin_convertvector(__builtin_convertvector(load_as<VB>(from), VI), VF);
+}
 INLINE VF splat(float value) {
 #if defined(__AVX512F__)
     return (VF)_mm512_set1_ps(value);
@@ -189,6 +193,20 @@ INLINE VF exp(VF x) {
 }
 
 INLINE VF silu(VF x) { return x / (exp(-x) + 1.0f); }
+
+// Relative error below 3e-7: near zero an odd polynomial of Cephes' tanhf, else from e^2x. NaN stays NaN.
+INLINE VF tanh(VF x) {
+    const VU sign = (VU)x & 0x80000000u;
+    const VF size = (VF)((VU)x & 0x7fffffffu), square = x * x;
+    VF p = splat(-5.70498872745e-3f);
+    p = fma(p, square, splat(2.06390887954e-2f));
+    p = fma(p, square, splat(-5.37397155531e-2f));
+    p = fma(p, square, splat(1.33314422036e-1f));
+    p = fma(p, square, splat(-3.33332819422e-1f));
+    const VF near = fma(p * square, x, x);
+    const VF far = (VF)((VU)(1.0f - 2.0f / (exp(size + size) + 1.0f)) | sign);
+    return size < splat(0.625f) ? near : far;
+}
 
 }  // namespace TRUNKLINE_ISA
 }  // namespace trunkline

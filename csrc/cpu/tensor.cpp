@@ -7,7 +7,7 @@ namespace {
 // Names and dtypes, made once; they live as long as the interpreter.
 struct Known {
     PyObject *data_ptr, *shape, *stride, *dtype, *is_cpu;
-    PyObject *float32, *bfloat16, *int32, *int64, *uint8;
+    PyObject *float32, *bfloat16, *int32, *int64, *uint8, *int8, *boolean;
 
     Known() {
         data_ptr = PyUnicode_InternFromString("data_ptr");
@@ -21,6 +21,8 @@ struct Known {
         int32 = nb::object(torch.attr("int32")).release().ptr();
         int64 = nb::object(torch.attr("int64")).release().ptr();
         uint8 = nb::object(torch.attr("uint8")).release().ptr();
+        int8 = nb::object(torch.attr("int8")).release().ptr();
+        boolean = nb::object(torch.attr("bool")).release().ptr();
     }
 };
 
@@ -60,6 +62,8 @@ Tensor::Tensor(const char* operation_, const char* name_, nb::handle object_)
            : dtype.ptr() == k.int32    ? Type::int32
            : dtype.ptr() == k.int64    ? Type::int64
            : dtype.ptr() == k.uint8    ? Type::uint8
+           : dtype.ptr() == k.int8     ? Type::int8
+           : dtype.ptr() == k.boolean  ? Type::boolean
                                        : Type::other;
     if (!PyTuple_Check(shape.ptr()) || !PyTuple_Check(strides.ptr())) refuse(std::string(operation) + ": no tensor");
     EXPECT(*this, attribute(object, k.is_cpu).ptr() == Py_True, "a CPU tensor");

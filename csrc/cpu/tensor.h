@@ -10,7 +10,7 @@ namespace trunkline {
 
 namespace nb = nanobind;
 
-enum class Type { float32, bfloat16, int32, int64, uint8, other };
+enum class Type { float32, bfloat16, int32, int64, uint8, int8, boolean, other };
 
 struct Tensor {
     static constexpr int MOST_DIMS = 5;
@@ -25,7 +25,10 @@ struct Tensor {
     Tensor(const char* operation, const char* name, nb::handle object);
 
     bool bf16() const { return type == Type::bfloat16; }
-    long element() const { return type == Type::uint8 ? 1 : bf16() ? 2 : type == Type::int64 ? 8 : 4; }
+    long element() const {
+        const bool byte = type == Type::uint8 || type == Type::int8 || type == Type::boolean;
+        return byte ? 1 : bf16() ? 2 : type == Type::int64 ? 8 : 4;
+    }
     // Whether dimensions from `first` on lie side by side in memory.
     bool dense(int first = 0) const;
     std::string text() const;  // "[3, 4] bfloat16"

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from trunkline.kernels import ref
-from trunkline.kernels.ops import Kernels, PagedShape
+from trunkline.kernels.ops import Kernels, PagedShape, head_width
 
 # (query heads, kv heads, head size): one kv head, odd groups, many heads, odd sizes
 HEADS = [(4, 2, 64), (7, 1, 16), (6, 6, 10), (8, 1, 32), (14, 2, 64), (1, 1, 8), (9, 3, 40)]
@@ -24,13 +24,18 @@ class Pool:
     page_size: int
     num_pages: int
     seed: int = 0
+    dtype: torch.dtype = torch.float32
+    soft_cap: float = 0.0
+    scale: float | None = None
     data: Tensor = field(init=False)
     free: list[int] = field(init=False)
 
     def __post_init__(self) -> None:
         query, kv, dim = self.heads
-        self.shape = PagedShape(query, kv, dim, self.page_size, self.page_size * self.num_pages)
-        self.data = torch.full((self.shape.num_slots + 1, 2, kv, dim), float("nan"))
+        slots = self.page_size * self.num_pages
+        self.shape = PagedShape(query, kv, dim, self.page_size, slots, self.scale, self.soft_cap)
+        poison = -1 if self.dtype == torch.int8 else float("nan")  # two bytes of it are a NaN for scale
+        self.data = torch.full((slots + 1, 2, kv, head_width(dim, self.dtype)), poison, dtype=self.dtype)
         self.data[-1] = 0
         self.free = np.random.default_rng(self.seed).permutation(self.num_pages).tolist()
 
@@ -44,7 +49,11 @@ class Pool:
 
 
 def attend(
-    kernels: Kernels, pool: Pool, window: int | None, parts: list[tuple[Tensor, int, list[int]]]
+    kernels: Kernels,
+    pool: Pool,
+    window: int | None,
+    parts: list[tuple[Tensor, int, list[int]]],
+    tree_mask: Tensor | None = None,
 ) -> list[Tensor]:
     """One call for several requests: each (q of its last tokens, KV length, pages)."""
     q_start = torch.tensor(np.cumsum([0, *(len(q) for q, _, _ in parts)]), dtype=torch.int32)
@@ -52,16 +61,20 @@ def attend(
     table = torch.zeros(len(parts), max(len(pages) for _, _, pages in parts), dtype=torch.int32)
     for row, (_, _, pages) in enumerate(parts):
         table[row, : len(pages)] = torch.tensor(pages)
-    plan = kernels.plan_attention(q_start, lengths, table, window, pool.shape)
+    plan = kernels.plan_attention(q_start, lengths, table, window, pool.shape, tree_mask)
     out = kernels.attention(torch.cat([q for q, _, _ in parts]), pool.data, plan)
     return list(out.split([len(q) for q, _, _ in parts]))
 
 
-def oracle(q: Tensor, kv: Tensor, first: int, window: int | None) -> Tensor:
+def oracle(
+    q: Tensor, kv: Tensor, first: int, window: int | None, soft_cap: float = 0.0, scale: float | None = None
+) -> Tensor:
     """Attention of queries at positions first.. over kv, in float64, the obvious way."""
     group = q.shape[1] // kv.shape[2]
     keys, values = (kv[:, i].double().repeat_interleave(group, 1) for i in (0, 1))
-    scores = torch.einsum("qhd,khd->hqk", q.double(), keys) * q.shape[-1] ** -0.5
+    scores = torch.einsum("qhd,khd->hqk", q.double(), keys) * (scale or q.shape[-1] ** -0.5)
+    if soft_cap:
+        scores = soft_cap * (scores / soft_cap).tanh()
     query, key = torch.arange(first, first + len(q))[:, None], torch.arange(len(kv))
     hidden = key > query
     if window is not None:

@@ -6,11 +6,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
+
 from tests.sim.grammar import ToyCompiler
 from tests.sim.integers import EOS_IDS
 from trunkline.cache import PrefixCache
 from trunkline.config.model_spec import load_model_spec
-from trunkline.config.schema import CacheConfig, EngineConfig, GrammarConfig, ModelConfig, SchedulerConfig
+from trunkline.config.schema import (
+    CacheConfig,
+    EngineConfig,
+    GrammarConfig,
+    KVType,
+    ModelConfig,
+    SchedulerConfig,
+)
 from trunkline.engine.core import EngineCore
 from trunkline.engine.guidance import Guidance
 from trunkline.messages import AddRequest, Outputs
@@ -40,12 +49,15 @@ def engine_config(
     num_pages: int = 64,
     prefix_cache: bool = True,
     jump_forward: bool = True,
+    kv_dtype: KVType = "float32",
     **scheduler: object,
 ) -> EngineConfig:
     settings = {"max_running": 8, "max_context": 512, "prefill_wait": prefix_cache, **scheduler}
     return EngineConfig(
         model=ModelConfig(path=str(path)),
-        cache=CacheConfig(page_size=page_size, num_pages=num_pages, prefix_cache=prefix_cache),
+        cache=CacheConfig(
+            page_size=page_size, num_pages=num_pages, prefix_cache=prefix_cache, kv_dtype=kv_dtype
+        ),
         scheduler=SchedulerConfig(**settings),  # type: ignore[arg-type]
         grammar=GrammarConfig(jump_forward=jump_forward),
     )
@@ -54,7 +66,8 @@ def engine_config(
 def make_worker(config: EngineConfig) -> ModelWorker:
     """A worker whose unwritten KV is poisoned: reading any of it shows."""
     worker = ModelWorker(config, load_model_spec(config.model.path))
-    worker.pool.data[:, :-1] = float("nan")
+    data = worker.pool.data
+    data[:, :-1] = -1 if data.dtype == torch.int8 else float("nan")  # -1, -1: a NaN for scale
     return worker
 
 

@@ -6,7 +6,8 @@ case. Each case runs the same requests and must give exactly what the simplest e
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import cache
 from itertools import combinations, product
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from trunkline.scheduler.plan import TokensAt
 from trunkline.types import GrammarSpec, LogprobParams, Pooling, SamplingParams, Thinking
 from trunkline.worker.rows import Rows
 
+ROUNDS = [f.axis for f in FEATURES if f.rounds]
 AXES: Mapping[str, tuple[Any, ...]] = {f.axis: f.values for f in FEATURES if f.axis}
 POOLINGS: tuple[Pooling, ...] = ("mean", "last")
 GAPS = {"alone": -1, "together": 0, "staggered": 3}
@@ -57,13 +59,21 @@ def _covered(case: Case) -> set[Any]:
 
 def configure(folder: Path, case: Case) -> EngineConfig:
     """`tight` pools hold one longest request and little more, so that requests are preempted."""
-    case = {"mix": "always", "policy": "fcfs", "pool": "ample", "jump_forward": False, **case}
+    free = {
+        "mix": "always",
+        "policy": "fcfs",
+        "pool": "ample",
+        "jump_forward": False,
+        "kv_cache_dtype": "auto",
+    }
+    case = {**free, **case}
     tokens = CONTEXT + 40 if case["pool"] == "tight" else 8 * CONTEXT
     return engine_config(
         folder,
         page_size=case["page_size"],
         num_pages=-(-tokens // case["page_size"]),
         prefix_cache=case["prefix_cache"],
+        kv_dtype="float32" if case["kv_cache_dtype"] == "auto" else case["kv_cache_dtype"],
         step_tokens=case["step_tokens"],
         depth=case["depth"],
         mix=case["mix"],
@@ -145,10 +155,18 @@ def outcome(folder: Path, case: Case) -> tuple[dict[str, Result], dict[str, int]
     return results, dict(core.scheduler.counters)
 
 
+Expected = Callable[[str, Case], dict[str, Result]]
+
+
 @pytest.fixture(scope="module")
-def expected(checkpoints: Checkpoints, kernel_set: Kernels) -> Mapping[str, dict[str, Result]]:
-    """What the simplest engine gives, for each family of the matrix."""
-    return {family: outcome(checkpoints(family)[0], PLAIN)[0] for family in ("qwen3", "mistral")}
+def expected(checkpoints: Checkpoints, kernel_set: Kernels) -> Expected:
+    """What the simplest engine with the case's settings that round gives, for a family of the matrix."""
+
+    @cache
+    def plain(family: str, *settings: tuple[str, Any]) -> dict[str, Result]:
+        return outcome(checkpoints(family)[0], {**PLAIN, **dict(settings)})[0]
+
+    return lambda family, case: plain(family, *((axis, case[axis]) for axis in ROUNDS if axis in case))
 
 
 def test_the_array_covers_every_pair() -> None:
@@ -158,12 +176,10 @@ def test_the_array_covers_every_pair() -> None:
 
 
 @pytest.mark.parametrize("case", pairwise_cases(), ids=lambda case: "-".join(map(str, case.values())))
-def test_settings_change_no_bit(
-    case: Case, checkpoints: Checkpoints, expected: Mapping[str, dict[str, Result]]
-) -> None:
+def test_settings_change_no_bit(case: Case, checkpoints: Checkpoints, expected: Expected) -> None:
     family = "mistral" if case["page_size"] == 4 else "qwen3"
     results, _ = outcome(checkpoints(family)[0], case)
-    assert results == expected[family]
+    assert results == expected(family, case)
 
 
 def test_the_matrix_exercises_what_it_claims(checkpoints: Checkpoints) -> None:
@@ -172,6 +188,8 @@ def test_the_matrix_exercises_what_it_claims(checkpoints: Checkpoints) -> None:
     assert outcome(folder, tight)[1]["retractions"] > 0
     assert outcome(folder, {**PLAIN, "prefix_cache": True})[1]["cached_tokens"] > 100
     assert outcome(folder, {**PLAIN, "jump_forward": True})[1]["forced_tokens"] > 5
+    rounded = [outcome(folder, {**PLAIN, "kv_cache_dtype": name})[0] for name in ("auto", "bfloat16", "int8")]
+    assert rounded[0] != rounded[1] != rounded[2]
 
 
 def stale_pages(patch: pytest.MonkeyPatch, kernels: Kernels) -> None:
@@ -249,13 +267,12 @@ def test_planted_bugs_are_caught(
     bug: Any,
     kernel_set: Kernels,
     checkpoints: Checkpoints,
-    expected: Mapping[str, dict[str, Result]],
+    expected: Expected,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    wanted = [(case, expected("qwen3", case)) for case in _few(pairwise_cases())]
     bug(monkeypatch, kernel_set)
-    assert any(
-        outcome(checkpoints("qwen3")[0], case)[0] != expected["qwen3"] for case in _few(pairwise_cases())
-    )
+    assert any(outcome(checkpoints("qwen3")[0], case)[0] != results for case, results in wanted)
 
 
 def _few(cases: list[Case]) -> Iterator[Case]:

@@ -55,7 +55,7 @@ def test_agrees_with_transformers(family: str, checkpoints: Checkpoints) -> None
     assert spec.tie_embeddings == config.tie_word_embeddings
     assert spec.dtype == "float32"
     assert spec.max_position == 2048 and spec.eos_token_ids == (2,)
-    assert spec.kv_bytes_per_token(2) == 3 * 2 * spec.num_kv_heads * spec.head_dim * 2
+    assert spec.kv_bytes_per_token("bfloat16") == 3 * 2 * spec.num_kv_heads * spec.head_dim * 2
 
 
 def test_old_keys(tmp_path: Path) -> None:

@@ -14,16 +14,19 @@ from trunkline.types import SamplingParams
 
 @pytest.mark.parametrize("isa", native.isas())
 @pytest.mark.parametrize("how", ["plain", "int8", "int4"])
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    ("dtype", "kv_dtype"),
+    [("float32", "float32"), ("bfloat16", "bfloat16"), ("float32", "bfloat16"), ("bfloat16", "int8")],
+)
 @pytest.mark.parametrize("family", ["qwen3", "mistral", "llama-linear-bias"])
 def test_the_stack_is_its_layers(
-    isa: str, how: str, dtype: str, family: str, checkpoints: Checkpoints
+    isa: str, how: str, dtype: str, kv_dtype: str, family: str, checkpoints: Checkpoints
 ) -> None:
     config = engine_config(checkpoints(family)[0], page_size=8, num_pages=100)
     config = msgspec.structs.replace(
         config,
         model=msgspec.structs.replace(config.model, dtype=dtype, quantization=how),
-        cache=msgspec.structs.replace(config.cache, kv_dtype=dtype),
+        cache=msgspec.structs.replace(config.cache, kv_dtype=kv_dtype),
     )
     native.select_isa(isa)
     try:

@@ -217,7 +217,7 @@ def test_the_batch_describes_its_shape(worker: ModelWorker) -> None:
 
 def test_memory_report_is_what_is_held(worker: ModelWorker) -> None:
     spec, report = worker.spec, worker.memory_report()
-    assert report["kv_pool_bytes"] == spec.kv_bytes_per_token(4) * (60 * 4 + 1)
+    assert report["kv_pool_bytes"] == spec.kv_bytes_per_token("float32") * (60 * 4 + 1)
     norms = spec.num_layers * 2 * (spec.hidden_size + spec.head_dim) + spec.hidden_size
     once = 4 * (spec.weight_count - norms)  # the tied embedding is held by the output head alone
     assert once <= report["weight_bytes"] < 1.07 * once  # outputs are padded to panels of 16

@@ -70,6 +70,7 @@ def test_the_matrix_covers_every_pair_in_few_rows() -> None:
     assert set(axes) == {
         "prefix_cache",
         "page_size",
+        "kv_cache_dtype",
         "step_tokens",
         "mix",
         "depth",

@@ -35,6 +35,7 @@ OTHER_VALUE = {
     "kv_memory": "64MiB",
     "mem_fraction_static": "0.3",
     "disable_radix_cache": None,
+    "kv_cache_dtype": "int8",
     "max_running_requests": "9",
     "max_queued_requests": "7",
     "chunked_prefill_size": "128",
@@ -209,6 +210,14 @@ def test_what_always_holds_may_be_asked_for_and_its_contrary_may_not() -> None:
         assert error.code == "unsupported_flag" and fact in error.message
     for name, main in SAME_FLAG.items():
         assert main in ALWAYS_SO or main in refused_flags(), name
+
+
+@pytest.mark.parametrize("value", ["fp8_e5m2", "fp8_e4m3", "mxfp8", "nvfp4", "fp4_mx_block16"])
+def test_values_of_the_reference_that_are_not_built_are_refused_with_a_reason(value: str) -> None:
+    error = refusal(["--kv-cache-dtype", value])
+    assert error.code == "unsupported_flag" and error.param == "--kv-cache-dtype"
+    assert f"{value} is not supported: no kernel" in str(error) and "int8" in str(error)
+    assert refusal(["--kv-cache-dtype", "int4"]).code == "invalid_flag"
 
 
 def test_keyword_arguments_of_what_is_not_built() -> None:

@@ -103,6 +103,22 @@ def test_native_kernels_take_bfloat16_anywhere_and_hold_a_tied_head_once() -> No
     assert resolved.memory.size_of("kernels") > 0 and not resolved.memory.size_of("attention")
 
 
+def test_keys_and_values_have_a_type_of_their_own() -> None:
+    for asked, dtype, found in (
+        ("auto", "float32", "float32"),
+        ("auto", "bfloat16", "bfloat16"),
+        ("bf16", "float32", "bfloat16"),
+        ("bfloat16", "float32", "bfloat16"),
+        ("int8", "bfloat16", "int8"),
+    ):
+        args = Args(kv_cache_dtype=asked, dtype=dtype, kv_memory=GIB)
+        resolved = resolve(args, spec(), BF16_MACHINE)
+        assert resolved.config.cache.kv_dtype == found
+        size = spec().kv_bytes_per_token(resolved.config.cache.kv_dtype)
+        assert resolved.config.cache.num_tokens == GIB // (16 * size) * 16
+        assert resolved.memory.size_of("KV pool") == resolved.config.cache.num_tokens * size
+
+
 def test_threads_come_from_the_flag_the_environment_or_the_cores() -> None:
     wanted = msgspec.structs.replace(MACHINE, threads_wanted=7)
     assert resolve(Args(), spec(), MACHINE).config.model.threads == 2
@@ -157,6 +173,7 @@ def test_weights_and_kv_are_exact() -> None:
     demand = Demand(
         spec=spec(),
         dtype="bfloat16",
+        kv_dtype="bfloat16",
         device="cuda",
         page_size=16,
         max_running=4,
@@ -167,6 +184,8 @@ def test_weights_and_kv_are_exact() -> None:
     assert demand.weights().bytes == 2 * 596_049_920
     assert demand.token_bytes == 2 * 28 * 8 * 128 * 2 == 112 * 1024
     assert demand.kv_pool(10).bytes == 160 * 112 * 1024
+    rounded = dataclasses.replace(demand, kv_dtype="int8")  # a scale of two bytes with each head
+    assert rounded.token_bytes == 2 * 28 * 8 * 130 and demand.token_bytes / rounded.token_bytes >= 1.9
     on_cpu = dataclasses.replace(demand, device="cpu")
     assert on_cpu.weights().bytes == 2 * (596_049_920 + 151_936 * 1024)  # the tied head is packed apart
     untied = dataclasses.replace(on_cpu, spec=spec(tie_embeddings=False))

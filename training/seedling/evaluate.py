@@ -21,6 +21,7 @@ from .model import Seedling, SeedlingConfig
 from .train import ASSETS
 
 REQUIRED = 0.95
+AGREEMENT = 0.99  # required of the likeliest tokens with rounded keys and values
 SEED = 50_000_000  # far from the seeds that training looks at
 LONGEST = 110  # no expected answer has more tokens
 Generate = Callable[[list[str]], list[str]]
@@ -51,18 +52,42 @@ def torch_backend(folder: Path) -> Generate:
     return answer
 
 
-def engine_backend(folder: Path, quantization: str | None) -> Generate:
+def engine_backend(folder: Path, quantization: str | None, kv_cache_dtype: str = "auto") -> Generate:
     """Greedy decoding with the serving engine."""
     from trunkline import Engine
 
     def answer(prompts: list[str]) -> list[str]:
-        with Engine(model_path=str(folder), quantization=quantization) as engine:
+        with Engine(
+            model_path=str(folder), quantization=quantization, kv_cache_dtype=kv_cache_dtype
+        ) as engine:
             outputs = engine.generate(
                 prompt=prompts, sampling_params={"temperature": 0, "max_new_tokens": LONGEST}
             )
         return [output["text"] for output in outputs]
 
     return answer
+
+
+def agreement(folder: Path, kv_cache_dtype: str, tasks: list[str], count: int) -> float:
+    """Share of positions of prompts and right answers at which the engine's likeliest token is the same with
+    this type of keys and values as with --dtype's."""
+    from trunkline import Engine
+
+    samples = [generate(task, SEED + index, "eval") for task in tasks for index in range(count)]
+    texts = [prompt_text(sample) + sample.target for sample in samples]
+    found = []
+    for kind in ("auto", kv_cache_dtype):
+        with Engine(model_path=str(folder), kv_cache_dtype=kind) as engine:
+            outputs = engine.generate(
+                prompt=texts,
+                sampling_params={"temperature": 0, "max_new_tokens": 1},
+                return_logprob=True,
+                logprob_start_len=0,
+                top_logprobs_num=1,
+            )
+        tops = [output["meta_info"]["input_top_logprobs"] for output in outputs]
+        found.append([top[0][1] for row in tops for top in row if top])
+    return sum(a == b for a, b in zip(*found, strict=True)) / len(found[0])
 
 
 def evaluate(
@@ -85,16 +110,22 @@ def main() -> int:
     parser.add_argument("--model", type=Path, default=ASSETS)
     parser.add_argument("--backend", choices=["engine", "torch"], default="engine")
     parser.add_argument("--quantization", choices=["int8", "int4"], help="of the engine backend")
+    parser.add_argument("--kv-cache-dtype", default="auto", help="of the engine backend")
+    parser.add_argument("--agreement", action="store_true", help="of --kv-cache-dtype with --dtype's instead")
     parser.add_argument("--count", type=int, default=100, help="unseen samples of each task")
     parser.add_argument("--tasks", nargs="*", default=TASKS, choices=TASKS)
     parser.add_argument("--show", type=int, default=0, help="print this many wrong answers of each task")
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
+    if args.agreement:
+        share = agreement(args.model, args.kv_cache_dtype, args.tasks, args.count)
+        print(f"the likeliest token is the same at {share:.2%} of all positions")
+        return int(share < AGREEMENT)
     if args.backend == "torch":
         backend = torch_backend(args.model)
     else:
-        backend = engine_backend(args.model, args.quantization)
+        backend = engine_backend(args.model, args.quantization, args.kv_cache_dtype)
     failures: list[tuple[Sample, str]] = []
     began = time.monotonic()
     result = evaluate(backend, args.tasks, args.count, failures)

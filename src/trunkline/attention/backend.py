@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from trunkline.kernels.ops import Kernels, PagedShape
+from trunkline.kernels.ops import Kernels, PagedShape, head_width
 
 
 class Batch(Protocol):
@@ -25,6 +25,8 @@ class Batch(Protocol):
     def page_table(self) -> Tensor: ...
     @property
     def slot_mapping(self) -> Tensor: ...
+    @property
+    def tree_mask(self) -> Tensor | None: ...
 
 
 class AttentionBackend(Protocol):
@@ -43,14 +45,15 @@ class AttentionBackend(Protocol):
 
 
 class KVPool:
-    """Keys and values of all layers, allocated once: [layers, num_slots + 1, 2, K, D].
+    """Keys and values of all layers, allocated once: [layers, num_slots + 1, 2, K, head_width(D, dtype)].
 
     The extra slot stays zero: it stands for positions that no token was written to.
     """
 
     def __init__(self, layers: int, shape: PagedShape, dtype: torch.dtype, device: torch.device) -> None:
         self.shape = shape
-        size = (layers, shape.num_slots + 1, 2, shape.num_kv_heads, shape.head_dim)
+        width = head_width(shape.head_dim, dtype)
+        size = (layers, shape.num_slots + 1, 2, shape.num_kv_heads, width)
         # Not zeros: every slot is written before it is read, and memory costs nothing until it is touched.
         self.data = torch.empty(size, dtype=dtype, device=device)
         self.data[:, -1] = 0
@@ -72,7 +75,7 @@ class PagedBackend:
     def plan(self, batch: Batch) -> tuple[Tensor, dict[int | None, Any]]:
         plans = {
             window: self.kernels.plan_attention(
-                batch.q_start, batch.seq_lens, batch.page_table, window, self.pool.shape
+                batch.q_start, batch.seq_lens, batch.page_table, window, self.pool.shape, batch.tree_mask
             )
             for window in set(self.layer_windows)
         }

@@ -14,7 +14,7 @@ from dataclasses import MISSING, fields
 from typing import Any, TypeVar
 
 from trunkline.config.flags import ENGINE_GROUPS, Flag, Value, flags_of, spelling
-from trunkline.config.reference import ALWAYS_SO, SAME_FLAG, refused_flags
+from trunkline.config.reference import ALWAYS_SO, REFUSED_VALUES, SAME_FLAG, refused_flags
 from trunkline.types import RequestError
 
 T = TypeVar("T")
@@ -203,6 +203,9 @@ def _from_object(name: str, value: object, meta: Flag) -> Value:
 
 
 def _in_choices(name: str, text: str, meta: Flag) -> str:
+    values, why = REFUSED_VALUES.get(name, ((), ""))
+    if text in values:
+        raise _invalid(name, f"{text} is not supported: {why}", code="unsupported_flag")
     if meta.choices and text not in meta.choices:
         raise _invalid(name, f"must be one of {', '.join(meta.choices)}, not {text!r}")
     return text

@@ -30,6 +30,7 @@ class Feature:
     status: Literal["built", "planned"] = "built"
     axis: str = ""
     values: tuple[AxisValue, ...] = ()
+    rounds: bool = False  # its settings change outputs by design: bit-equality holds for each by itself
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,14 @@ class Exclusion:
 FEATURES: tuple[Feature, ...] = (
     Feature("cache", "prefix cache", "on; --disable-radix-cache", axis="prefix_cache", values=(True, False)),
     Feature("cache", "pages of any size", "--page-size", axis="page_size", values=(1, 4, 16)),
+    Feature(
+        "cache",
+        "keys and values in bfloat16 or int8",
+        "--kv-cache-dtype",
+        axis="kv_cache_dtype",
+        values=("auto", "bfloat16", "int8"),
+        rounds=True,
+    ),
     Feature("cache", "cache namespaces", "cache_salt, --weight-version"),
     Feature("cache", "sessions: requests that go on from stored tokens", "/open_session, session_params"),
     Feature("cache", "waiting for a prefix in flight", "on with the prefix cache"),
@@ -145,12 +154,13 @@ def capability_table_markdown() -> str:
         "Made by `make docs` from `src/trunkline/config/compat.py`. Every built feature works with",
         "every other one. Those with tested settings may not change an output bit: the metamorphic matrix",
         "(`tests/model`) runs every pair of these settings and compares tokens and log-probabilities.",
+        "Settings that round (with a *) change outputs; with each of them, all others may not.",
         "",
         "| area | feature | chosen by | works with | tested settings |",
         "|---|---|---|---|---|",
     ]
     for f in sorted(built, key=_area):
-        values = ", ".join(str(v).lower() for v in f.values)
+        values = ", ".join(str(v).lower() for v in f.values) + " *" * f.rounds
         lines.append(f"| {f.area} | {f.name} | {f.how} | all | {values} |")
     lines += ["", "## Impossible by nature", "", "| together | why |", "|---|---|"]
     lines += [f"| {x.name} | {x.why} |" for x in EXCLUSIONS]

@@ -95,6 +95,11 @@ class Args:
         "bfloat16 arithmetic", default="auto", choices=DTYPES, sets="model.dtype cache.kv_dtype",
         group="model",
     )  # fmt: skip
+    kv_cache_dtype: str = flag(
+        "text", "of keys and values in the pool. auto: as --dtype; bfloat16 or bf16; int8: rounded, with a "
+        "scale for each head of each token: nearly twice the tokens of bfloat16", default="auto",
+        choices=("auto", "bf16", "bfloat16", "int8"), sets="cache.kv_dtype", group="memory",
+    )  # fmt: skip
     quantization: str | None = flag(
         "text", "round the weights of linear layers as they are loaded: to 8 bits (a scale for each output) "
         "or to 4 (a scale for each group of inputs; 8 in the output head); activations are rounded to 8 bits "

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from trunkline.config.schema import DTYPE_BYTES, Device, DType
+from trunkline.config.schema import DTYPE_BYTES, Device, DType, KVType
 
 if TYPE_CHECKING:
     from trunkline.config.model_spec import ModelSpec
@@ -76,6 +76,7 @@ class Demand:
 
     spec: ModelSpec
     dtype: DType
+    kv_dtype: KVType
     device: Device
     page_size: int
     max_running: int
@@ -87,7 +88,7 @@ class Demand:
     @property
     def token_bytes(self) -> int:
         """KV of one token, all layers."""
-        return self.spec.kv_bytes_per_token(DTYPE_BYTES[self.dtype])
+        return self.spec.kv_bytes_per_token(self.kv_dtype)
 
     @property
     def page_bytes(self) -> int:
@@ -117,7 +118,9 @@ class Demand:
     def kv_pool(self, num_pages: int) -> MemoryItem:
         tokens = num_pages * self.page_size
         return MemoryItem(
-            "KV pool", num_pages * self.page_bytes, f"{tokens:,} tokens x {show(self.token_bytes)}"
+            "KV pool",
+            num_pages * self.page_bytes,
+            f"{tokens:,} tokens x {show(self.token_bytes)} ({self.kv_dtype})",
         )
 
     def working(self) -> tuple[MemoryItem, ...]:

@@ -14,6 +14,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from trunkline.config.schema import DTYPE_BYTES, KVType
 from trunkline.types import Pooling, RequestError
 
 # The layers built for each architecture; `models/registry.py` maps the same names to code.
@@ -90,9 +91,10 @@ class ModelSpec:
     generation_defaults: dict[str, float]
     pooling: Pooling | None = None  # how sentence-transformers pools it, where the folder says so
 
-    def kv_bytes_per_token(self, dtype_bytes: int) -> int:
-        """Bytes of keys and values of one token over all layers."""
-        return 2 * self.num_layers * self.num_kv_heads * self.head_dim * dtype_bytes
+    def kv_bytes_per_token(self, dtype: KVType) -> int:
+        """Bytes of keys and values of one token over all layers; a scale takes two."""
+        head = self.head_dim + 2 if dtype == "int8" else self.head_dim * DTYPE_BYTES[dtype]
+        return 2 * self.num_layers * self.num_kv_heads * head
 
     @property
     def matrix_count(self) -> int:

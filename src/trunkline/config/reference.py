@@ -28,7 +28,6 @@ ALWAYS_SO: Mapping[str, tuple[tuple[str, ...], str]] = {
     "--tokenizer-backend": (("huggingface",), "tokenizer.json is read by the fast tokenizer"),
     "--load-format": (("auto", "safetensors"), "weights are read from safetensors files"),
     "--model-impl": (("auto",), "models are Trunkline's own"),
-    "--kv-cache-dtype": (("auto",), "keys and values are kept in --dtype"),
     "--disaggregation-mode": (("null",), "one instance computes prompts and outputs"),
     "--radix-eviction-policy": (("lru",), "the least recently used pages leave first"),
     "--moe-a2a-backend": (("none",), _ONE_DEVICE),
@@ -49,6 +48,14 @@ ALWAYS_SO: Mapping[str, tuple[tuple[str, ...], str]] = {
     "--node-rank": (("0",), _ONE_DEVICE),
     "--base-gpu-id": (("0",), "the first visible GPU is used"),
     "--cpu-offload-gb": (("0",), "weights stay on the device"),
+}
+
+# flag of the table -> the reference's values that it does not take, why
+REFUSED_VALUES: Mapping[str, tuple[tuple[str, ...], str]] = {
+    "--kv-cache-dtype": (
+        ("fp8_e5m2", "fp8_e4m3", "mxfp8", "nvfp4", "fp4_e2m1", "fp4_mx_block16"),
+        "no kernel reads keys and values in 8 or 4 bit floating point; int8 takes as much memory as fp8",
+    ),
 }
 
 # other spelling -> the one used in the tables

@@ -25,6 +25,7 @@ from trunkline.config.schema import (
     DType,
     EngineConfig,
     GrammarConfig,
+    KVType,
     Mix,
     ModelConfig,
     SchedulerConfig,
@@ -98,6 +99,7 @@ def resolve(args: Args, spec: ModelSpec, hardware: Hardware) -> Resolved:
     demand = Demand(
         spec=spec,
         dtype=dtype,
+        kv_dtype=_kv_dtype(args, dtype, why),
         device=device,
         page_size=args.page_size,
         max_running=max_running,
@@ -112,7 +114,7 @@ def resolve(args: Args, spec: ModelSpec, hardware: Hardware) -> Resolved:
         cache=CacheConfig(
             page_size=args.page_size,
             num_pages=num_pages,
-            kv_dtype=dtype,
+            kv_dtype=demand.kv_dtype,
             prefix_cache=not args.disable_radix_cache,
         ),
         scheduler=_scheduler(args, demand, num_pages, why),
@@ -285,7 +287,6 @@ def _dtype(args: Args, spec: ModelSpec, hardware: Hardware, device: Device, why:
                 code="dtype_unavailable",
                 param="--dtype",
             )
-        why["cache.kv_dtype"] = "the same as --dtype"
         return asked
     dtype: DType = "float32"
     if spec.dtype == "float32":
@@ -299,7 +300,15 @@ def _dtype(args: Args, spec: ModelSpec, hardware: Hardware, device: Device, why:
     else:
         dtype, reason = "bfloat16", "the checkpoint's"
     why["model.dtype"] = reason
-    why["cache.kv_dtype"] = "the same as the weights'"
+    return dtype
+
+
+def _kv_dtype(args: Args, dtype: DType, why: dict[str, str]) -> KVType:
+    if args.kv_cache_dtype == "int8":
+        return "int8"
+    if args.kv_cache_dtype != "auto":
+        return "bfloat16"
+    why["cache.kv_dtype"] = "the same as the weights'" if args.dtype == "auto" else "the same as --dtype"
     return dtype
 
 

@@ -20,6 +20,8 @@ Policy = Literal["fcfs", "lpm"]
 GrammarBackendName = Literal["llguidance", "none"]
 Weights = Literal["plain", "int8", "int4"]
 
+KVType = Literal["float32", "bfloat16", "int8"]
+
 DTYPE_BYTES: Mapping[DType, int] = {"float32": 4, "bfloat16": 2}
 
 
@@ -46,7 +48,7 @@ class CacheConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
     page_size: int = 16  # tokens
     num_pages: int = 256
-    kv_dtype: DType = "float32"
+    kv_dtype: KVType = "float32"  # int8: with a bfloat16 scale for each head of each token
     prefix_cache: bool = True  # keep finished pages and reuse them for equal prefixes
 
     @property

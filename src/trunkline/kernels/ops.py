@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
+import torch
 from torch import Tensor
 
 
@@ -62,7 +63,7 @@ class LayerStack(Protocol):
     def __call__(self, x: Tensor, rope: Tensor, slots: Tensor, pool: Tensor, plans: Sequence[Any]) -> Tensor:
         """Run all layers on x [T, hidden], which is used up, as the ops would one by one, to the bit.
 
-        `pool` [layers, num_slots + 1, 2, K, D] of x's dtype; `plans`: one for each layer."""
+        `pool` [layers, num_slots + 1, 2, K, head_width(D, dtype)]; `plans`: one for each layer."""
         ...
 
 
@@ -75,6 +76,18 @@ class PagedShape:
     head_dim: int  # D
     page_size: int  # tokens
     num_slots: int  # num_pages * page_size; the pool has one slot more, which always holds zeros
+    scale: float | None = None  # of scores; None: D ** -0.5
+    soft_cap: float = 0.0  # scaled scores s become soft_cap * tanh(s / soft_cap); 0: they stay
+
+    @property
+    def score_scale(self) -> float:
+        return float(self.head_dim**-0.5) if self.scale is None else self.scale
+
+
+def head_width(head_dim: int, dtype: torch.dtype) -> int:
+    """Elements of a head in a KV pool. int8: D whole numbers (-127..127 by the largest magnitude of the head)
+    and their scale, the two bytes of a bfloat16; NaN where a number was not finite."""
+    return head_dim + 2 * (dtype == torch.int8)
 
 
 class Kernels(Protocol):
@@ -138,8 +151,8 @@ class Kernels(Protocol):
         ...
 
     def store_kv(self, pool: Tensor, slots: Tensor, kv: Tensor) -> None:
-        """Write kv [T, 2, K, D] to `slots` [T] int64 of one layer's pool [num_slots + 1, 2, K, D], in the
-        pool's dtype."""
+        """Write kv [T, 2, K, D] to `slots` [T] int64 of one layer's pool [num_slots + 1, 2, K, head_width],
+        in the pool's dtype: float32, bfloat16 or int8."""
         ...
 
     def layer_stack(
@@ -149,20 +162,32 @@ class Kernels(Protocol):
         ...
 
     def plan_attention(
-        self, q_start: Tensor, seq_lens: Tensor, page_table: Tensor, window: int | None, shape: PagedShape
+        self,
+        q_start: Tensor,
+        seq_lens: Tensor,
+        page_table: Tensor,
+        window: int | None,
+        shape: PagedShape,
+        tree_mask: Tensor | None = None,
     ) -> Any:
         """Whatever `attention` needs to know about a step beyond its tensors; made once, used by all layers.
 
         q_start [R + 1] int32: where each request's tokens begin in T; seq_lens [R] int32: KV length including
         this step's tokens, which are the last ones; page_table [R, pages] int32. `window`: a query sees that
         many keys, its own included.
+
+        tree_mask [T, M] bool is for requests whose tokens of this step are a draft tree, parents before
+        children: token t sees token j of its request's step where tree_mask[t, j], itself included, and
+        nothing after itself. It has the bits that it would have if those it sees came one after another,
+        at the positions behind the prefix, and were all there is (windows count such positions too). A
+        request with more than M tokens in the step is no tree. Raises ValueError for other masks.
         """
         ...
 
     def attention(self, q: Tensor, pool: Tensor, plan: Any) -> Tensor:
         """Causal attention of q [T, H, D] over the paged keys and values of each request -> [T, H, D].
 
-        Query head h reads key/value head h // G; scores are scaled by D ** -0.5. Slots that no token of the
-        request was written to are never read.
+        Query head h reads key/value head h // G. Slots that no token of the request was written to are never
+        read.
         """
         ...

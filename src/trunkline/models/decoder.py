@@ -118,7 +118,7 @@ class DecoderModel:
         x = self.embedding(batch.token_ids)
         rope = self.rope(batch.positions)
         whole = backend.whole(metadata)
-        if self.stack is not None and whole is not None and whole[1].dtype == x.dtype:
+        if self.stack is not None and whole is not None:
             return self.stack(x, rope, *whole)
 
         def attend(layer: int, q: Tensor, kv: Tensor) -> Tensor:

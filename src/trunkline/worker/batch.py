@@ -36,7 +36,7 @@ class ForwardBatch:
     page_table: Tensor  # [R, pages] int32
     slot_mapping: Tensor  # [T] int64: where each token's KV goes
     logits_idx: Tensor  # [S] int64: tokens whose logits are wanted
-    tree_mask: Tensor | None  # of a draft tree
+    tree_mask: Tensor | None  # [T, M] bool, where rows are draft trees: see `plan_attention`
     input_embeds: Tensor | None  # [T, hidden] in place of token_ids
     shape: BatchShape
 

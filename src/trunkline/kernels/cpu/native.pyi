@@ -51,20 +51,28 @@ class LayerStack:
     def run(
         self,
         x: Tensor,
-        table: Tensor,
+        rope: Tensor,
         slots: Tensor,
         pool: Tensor,
         q_start: Tensor,
         seq_lens: Tensor,
         page_table: Tensor,
         windows: list[int],
+        scale: float,
+        soft_cap: float,
+        tree_mask: Tensor | None,
         page_size: int,
         num_slots: int,
         threads: int,
     ) -> None: ...
 
 def check_plan(
-    q_start: Tensor, seq_lens: Tensor, page_table: Tensor, page_size: int, num_slots: int
+    q_start: Tensor,
+    seq_lens: Tensor,
+    page_table: Tensor,
+    page_size: int,
+    num_slots: int,
+    tree_mask: Tensor | None,
 ) -> None: ...
 def attention(
     q: Tensor,
@@ -73,6 +81,9 @@ def attention(
     seq_lens: Tensor,
     page_table: Tensor,
     window: int,
+    scale: float,
+    soft_cap: float,
+    tree_mask: Tensor | None,
     page_size: int,
     num_slots: int,
     out: Tensor,

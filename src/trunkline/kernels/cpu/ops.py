@@ -163,7 +163,7 @@ def embedding(token_ids: Tensor, table: Tensor | HeadTable) -> Tensor:
 
 
 def store_kv(pool: Tensor, slots: Tensor, kv: Tensor) -> None:
-    native.store_kv(pool, slots, kv.to(pool.dtype), torch.get_num_threads())
+    native.store_kv(pool, slots, kv, torch.get_num_threads())
 
 
 def limits(seconds: float) -> dict[str, float]:
@@ -210,6 +210,9 @@ class _Stack:
             plan.seq_lens,
             plan.page_table,
             [p.window for p in plans],
+            plan.shape.score_scale,
+            plan.shape.soft_cap,
+            plan.tree_mask,
             plan.shape.page_size,
             plan.shape.num_slots,
             torch.get_num_threads(),
@@ -230,13 +233,19 @@ class AttentionPlan:
     page_table: Tensor
     window: int  # 0: none
     shape: PagedShape
+    tree_mask: Tensor | None
 
 
 def plan_attention(
-    q_start: Tensor, seq_lens: Tensor, page_table: Tensor, window: int | None, shape: PagedShape
+    q_start: Tensor,
+    seq_lens: Tensor,
+    page_table: Tensor,
+    window: int | None,
+    shape: PagedShape,
+    tree_mask: Tensor | None = None,
 ) -> AttentionPlan:
-    native.check_plan(q_start, seq_lens, page_table, shape.page_size, shape.num_slots)
-    return AttentionPlan(q_start, seq_lens, page_table, window or 0, shape)
+    native.check_plan(q_start, seq_lens, page_table, shape.page_size, shape.num_slots, tree_mask)
+    return AttentionPlan(q_start, seq_lens, page_table, window or 0, shape, tree_mask)
 
 
 def attention(q: Tensor, pool: Tensor, plan: AttentionPlan) -> Tensor:
@@ -248,6 +257,9 @@ def attention(q: Tensor, pool: Tensor, plan: AttentionPlan) -> Tensor:
         plan.seq_lens,
         plan.page_table,
         plan.window,
+        plan.shape.score_scale,
+        plan.shape.soft_cap,
+        plan.tree_mask,
         plan.shape.page_size,
         plan.shape.num_slots,
         out,

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from trunkline.kernels.ops import LayerWeights, PackedLinear, Quantization
-from trunkline.kernels.ref.quantized import dequantize, quantize_weight, quantized_product
+from trunkline.kernels.ref.quantized import dequantize, quantize_kv, quantize_weight, quantized_product
 
 # Rows that oneDNN is told to expect when it chooses the packed layout; results do not depend on it.
 _PACK_ROWS = 64
@@ -158,4 +158,4 @@ def layer_stack(layers: Sequence[LayerWeights], heads: int, kv_heads: int, eps: 
 
 
 def store_kv(pool: Tensor, slots: Tensor, kv: Tensor) -> None:
-    pool.index_copy_(0, slots, kv.to(pool.dtype))
+    pool.index_copy_(0, slots, quantize_kv(kv) if pool.dtype == torch.int8 else kv.to(pool.dtype))

@@ -15,7 +15,8 @@ float32, and runs its products on one thread. Tiles that share a request share o
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -23,6 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from trunkline.kernels.ops import PagedShape
+from trunkline.kernels.ref.quantized import dequantize_kv
 
 _TILE_ROWS = 8  # query rows (tokens x heads of a group) that a tile aims at: decode is fast, prefill is fair
 _SHORT_SPANS = (128, 256, 512)  # ends of spans for the first positions; then multiples of the last
@@ -60,10 +62,18 @@ class AttentionPlan:
 
 
 def plan_attention(
-    q_start: Tensor, seq_lens: Tensor, page_table: Tensor, window: int | None, shape: PagedShape
+    q_start: Tensor,
+    seq_lens: Tensor,
+    page_table: Tensor,
+    window: int | None,
+    shape: PagedShape,
+    tree_mask: Tensor | None = None,
 ) -> AttentionPlan:
     device = q_start.device
     starts, lengths, pages = (t.cpu().numpy().astype(np.int64) for t in (q_start, seq_lens, page_table))
+    if tree_mask is not None:
+        starts, lengths, pages = _paths(starts, lengths, pages, tree_mask.cpu().numpy(), shape.page_size)
+        shape = replace(shape, page_size=1)
     group = shape.num_heads // shape.num_kv_heads
     per_tile = max(1, _TILE_ROWS // group)
     q_lens = starts[1:] - starts[:-1]
@@ -117,16 +127,18 @@ def attention(q: Tensor, pool: Tensor, plan: AttentionPlan) -> Tensor:
     tiles = torch.zeros(plan.num_tiles * kv_heads * rows, group * dim, device=q.device)
     tiles.index_copy_(0, plan.q_rows, q.reshape(-1, group * dim).float())
     tiles = tiles.view(plan.num_tiles, kv_heads, rows * group, dim)
-    parts = [_run(tiles[call.first : call.first + call.count], pool, call) for call in plan.calls]
+    parts = [_run(tiles[call.first : call.first + call.count], pool, call, shape) for call in plan.calls]
     result = parts[0] if len(parts) == 1 else torch.cat(parts)
     return result.index_select(0, plan.out_rows).view(tokens, heads, dim).to(q.dtype)
 
 
-def _run(q: Tensor, pool: Tensor, call: _Call) -> Tensor:
+def _run(q: Tensor, pool: Tensor, call: _Call, shape: PagedShape) -> Tensor:
     """Tiles [n, K, rows, D] -> [n * rows * K, D]."""
     count, kv_heads, _, dim = q.shape
     span = call.end - call.start
-    kv = pool.index_select(0, call.slots).float().view(-1, span, 2, kv_heads, dim)
+    kv = pool.index_select(0, call.slots)
+    kv = dequantize_kv(kv) if kv.dtype == torch.int8 else kv.float()
+    kv = kv.view(-1, span, 2, kv_heads, dim)
     mask = call.mask if call.mask is not None else _mask(call.positions, call.start, call.end, call.window)
     copies = count
     if count * kv_heads == 1:
@@ -136,13 +148,49 @@ def _run(q: Tensor, pool: Tensor, call: _Call) -> Tensor:
         kv = kv.expand(copies, -1, -1, -1, -1)
         mask = mask.expand(copies, -1, -1, -1)
     key, value = kv[:, :, 0].transpose(1, 2), kv[:, :, 1].transpose(1, 2)
-    if q.device.type == "cpu":
+    if shape.soft_cap:
+        out = torch.stack([_capped(*one, shape) for one in zip(q, key, value, mask, strict=True)])
+    elif q.device.type == "cpu":
         out = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default(
-            q, key, value, 0.0, False, attn_mask=mask, scale=dim**-0.5
+            q, key, value, 0.0, False, attn_mask=mask, scale=shape.score_scale
         )[0]
     else:
-        out = F.scaled_dot_product_attention(q, key, value, attn_mask=mask, scale=dim**-0.5)
+        out = F.scaled_dot_product_attention(q, key, value, attn_mask=mask, scale=shape.score_scale)
     return out[:count].transpose(1, 2).reshape(-1, dim)
+
+
+def _capped(q: Tensor, key: Tensor, value: Tensor, mask: Tensor, shape: PagedShape) -> Tensor:
+    """One tile [K, rows, D], by products and sums along the last dimension, whose order is fixed: no fused
+    kernel caps scores."""
+    scores = torch.stack([(row[:, None] * key).sum(-1) for row in q.unbind(1)], 1) * shape.score_scale
+    weights = (shape.soft_cap * (scores / shape.soft_cap).tanh() + mask).softmax(-1)
+    columns = value.transpose(1, 2).contiguous()  # [K, D, keys]
+    return torch.stack([(row[:, None] * columns).sum(-1) for row in weights.unbind(1)], 1)
+
+
+def _paths(
+    starts: np.ndarray, lengths: np.ndarray, pages: np.ndarray, mask: np.ndarray, page_size: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Each token of a tree as a request of its own, whose last keys are those it sees. Pages become slots."""
+    if mask.dtype != np.bool_ or mask.ndim != 2 or len(mask) != starts[-1]:
+        raise ValueError(f"tree_mask is {list(mask.shape)} {mask.dtype}; bool [{starts[-1]}, *] is expected")
+    q_lens, rows = [], []
+    for request, (begin, end) in enumerate(pairwise(starts)):
+        count, positions = end - begin, np.arange(lengths[request])
+        slots = pages[request, positions // page_size] * page_size + positions % page_size
+        if not 1 < count <= mask.shape[1]:
+            q_lens.append(count)
+            rows.append(slots)
+            continue
+        prefix, sees = lengths[request] - count, mask[begin:end, :count]
+        if not sees.diagonal().all() or np.triu(sees, 1).any():
+            raise ValueError(f"tree_mask of request {request}: a token sees itself, and none after it")
+        q_lens += [1] * count
+        rows += [np.concatenate((slots[:prefix], slots[prefix:][row])) for row in sees]
+    table = np.zeros((len(rows), max(map(len, rows), default=0)), np.int64)
+    for to, slots in zip(table, rows, strict=True):
+        to[: len(slots)] = slots
+    return np.cumsum([0, *q_lens]), np.array([len(slots) for slots in rows]), table
 
 
 def _span_end(position: np.ndarray) -> np.ndarray:

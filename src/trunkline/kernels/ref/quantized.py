@@ -64,3 +64,17 @@ def _to_bytes(parts: Tensor) -> Tensor:
     most = parts.abs().amax(-1, keepdim=True)
     factor = torch.where(most > 0, torch.full_like(most, 127) / most, 0)  # `127 / most` rounds twice
     return torch.where(most.isfinite(), parts * factor, 0).round()
+
+
+def quantize_kv(kv: Tensor) -> Tensor:
+    """[..., D] -> int8 [..., D + 2]: what `head_width` describes."""
+    wide = kv.float()
+    scales = (wide.abs().amax(-1, keepdim=True) / 127).bfloat16()
+    scales = scales.where(wide.isfinite().all(-1, keepdim=True), float("nan"))
+    levels = (wide / scales.float()).round_().clamp_(-127, 127).where(scales > 0, 0.0).to(torch.int8)
+    return torch.cat((levels, scales.view(torch.int8)), -1)
+
+
+def dequantize_kv(stored: Tensor) -> Tensor:
+    """int8 [..., D + 2] -> float32 [..., D]."""
+    return stored[..., :-2].float() * stored[..., -2:].contiguous().view(torch.bfloat16).float()
