@@ -16,6 +16,7 @@ import openai
 import pytest
 
 import trunkline
+from tests.pure.grammar.support import HAS_XGRAMMAR
 from tests.server.test_live import MESSAGES, Server
 from trunkline.types import RequestError
 
@@ -162,6 +163,34 @@ def test_no_backend_is_said(tiny_model: Path) -> None:
             engine.generate("x", {"regex": "a"})
         assert caught.value.code == "no_grammar_backend"
         assert engine.generate("x", {"max_new_tokens": 3})["meta_info"]["completion_tokens"] == 3
+
+
+@pytest.mark.skipif(not HAS_XGRAMMAR, reason="xgrammar is not installed")
+def test_the_other_backend_gives_the_same_tokens(engine: Any, tiny_model: Path) -> None:
+    params: list[dict[str, Any]] = [
+        {"json_schema": SCHEMA},
+        {"regex": "(very ){2,9}good"},
+        {"ebnf": 'root ::= "(" root ")" | [a-z]{3}'},
+    ]
+    with engine_of(tiny_model, grammar_backend="xgrammar") as other:
+        forced = []
+        for seed, one in enumerate(params):
+            fields = {**LONG, **one, "sampling_seed": seed}
+            expected, answer = (e.generate("x", fields) for e in (engine, other))
+            assert answer["output_ids"] == expected["output_ids"]
+            forced.append(answer["meta_info"]["forced_tokens"])
+            assert forced[-1] == expected["meta_info"]["forced_tokens"]
+        assert any(forced)
+        with pytest.raises(RequestError) as caught:
+            other.generate("x", {"json_schema": {"type": "array", "uniqueItems": True}})
+        assert caught.value.code == "unsupported_grammar"
+
+
+def test_a_backend_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch, tiny_model: Path) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(RequestError, match="pip install") as caught:
+        engine_of(tiny_model, grammar_backend="xgrammar")
+    assert (caught.value.code, caught.value.param) == ("missing_package", "--grammar-backend")
 
 
 # ---------------------------------------------------------------------- over HTTP

@@ -201,7 +201,7 @@ class Args:
 
     grammar_backend: str = flag(
         "text", "what enforces JSON schemas, regexes and grammars; none refuses them", default="llguidance",
-        choices=("llguidance", "none"), sets="grammar.backend", group="scheduling",
+        choices=("llguidance", "xgrammar", "none"), sets="grammar.backend", group="scheduling",
     )  # fmt: skip
     disable_jump_forward: bool = flag(
         "bool", "sample every token of a constrained output, also where the grammar leaves no choice",

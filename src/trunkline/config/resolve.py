@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -75,6 +76,12 @@ def load_config(args: Args) -> Resolved:
             name = spelling(attribute)
             raise RequestError(f"{name}: there is no {path!r}", code="file_not_found", param=name)
     args = read_secrets(args)
+    if args.grammar_backend == "xgrammar" and importlib.util.find_spec("xgrammar") is None:
+        raise RequestError(
+            "--grammar-backend xgrammar: the package is not installed; pip install 'trunkline[xgrammar]'",
+            code="missing_package",
+            param="--grammar-backend",
+        )
     spec = load_model_spec(args.model_path or str(SEEDLING), revision=args.revision)
     share_cores()
     seed = args.random_seed

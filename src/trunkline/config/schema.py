@@ -17,7 +17,7 @@ Device = Literal["cpu", "cuda"]
 DType = Literal["float32", "bfloat16"]
 Mix = Literal["always", "never"]
 Policy = Literal["fcfs", "lpm"]
-GrammarBackendName = Literal["llguidance", "none"]
+GrammarBackendName = Literal["llguidance", "xgrammar", "none"]
 Weights = Literal["plain", "int8", "int4"]
 
 KVType = Literal["float32", "bfloat16", "int8"]

@@ -81,10 +81,10 @@ def build_core(config: EngineConfig) -> tuple[EngineCore, Ready]:
 
 def _guidance(config: EngineConfig, spec: ModelSpec) -> Guidance:
     def compiler() -> Compiler:
-        from trunkline.grammar.compiler import llguidance_compiler  # not every server needs the library
+        from trunkline.grammar.compiler import backend_compiler  # not every server needs the library
 
         tokenizer = Tokenizer.load(config.model.tokenizer_path or config.model.path)
-        return llguidance_compiler(tokenizer, spec.eos_token_ids)
+        return backend_compiler(config.grammar.backend, tokenizer, spec.eos_token_ids)
 
     wanted = config.grammar.backend != "none" and bool(spec.eos_token_ids)
     cores = len(os.sched_getaffinity(0))

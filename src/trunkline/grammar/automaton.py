@@ -76,7 +76,7 @@ class Automaton:
                 found.append(text)
             if len(found) > limit or len(queue) > limit:
                 return None
-            for low, high in _splits(state):
+            for low, high in splits(state):
                 following = self.derivative(state, low)
                 if following != NOTHING and not self.is_empty(following):
                     if high - low >= limit:
@@ -138,10 +138,11 @@ def nullable(node: Node) -> bool:
 
 def representatives(node: Node) -> list[int]:
     """One code point of each class of characters that the node's language can't tell apart."""
-    return [low for low, _ in _splits(node)]
+    return [low for low, _ in splits(node)]
 
 
-def _splits(node: Node) -> list[tuple[int, int]]:
+def splits(node: Node) -> list[tuple[int, int]]:
+    """All characters, in ranges that the node's language can't tell apart."""
     starts = {0, 0xE000}
     _collect_starts(node, starts)
     ordered = [start for start in sorted(starts) if not 0xD800 <= start <= 0xDFFF and start <= 0x10FFFF]

@@ -15,8 +15,8 @@ from concurrent.futures import Future
 from queue import SimpleQueue
 from typing import Protocol
 
+from trunkline.grammar.backend import Backend, make_backend
 from trunkline.grammar.json_text import Layout
-from trunkline.grammar.llguidance import LlguidanceBackend, LlguidanceGrammar
 from trunkline.grammar.protocol import Grammar, GrammarError, GrammarSpec, Vocabulary
 from trunkline.grammar.sandbox import Sandbox
 
@@ -39,12 +39,12 @@ class Compile(Protocol):
 class SandboxedCompile:
     """First in a sandbox, then, by then known to be harmless, here."""
 
-    def __init__(self, backend: LlguidanceBackend, sandbox: Sandbox) -> None:
+    def __init__(self, backend: Backend, sandbox: Sandbox) -> None:
         self._backend = backend
         self._sandbox = sandbox
 
-    def __call__(self, spec: GrammarSpec) -> LlguidanceGrammar:
-        return self._backend.compile_lark(self._sandbox.compile(spec), spec.kind)
+    def __call__(self, spec: GrammarSpec) -> Grammar:
+        return self._backend.compile_text(self._sandbox.compile(spec), spec.kind)
 
     def prepare(self) -> None:
         self._sandbox.start()
@@ -156,7 +156,8 @@ def _size(spec: GrammarSpec, future: Future[Grammar]) -> int:
     return held + len(spec.source)
 
 
-def llguidance_compiler(
+def backend_compiler(
+    name: str,
     vocabulary: Vocabulary,
     eos_ids: Sequence[int],
     *,
@@ -167,13 +168,13 @@ def llguidance_compiler(
     max_entries: int = 256,
     max_bytes: int = 256 << 20,
 ) -> GrammarCompiler:
-    """A compiler with the default backend. `seconds` and `memory` (bytes) bound each grammar; `workers`: so
+    """A compiler with the backend `name`. `seconds` and `memory` (bytes) bound each grammar; `workers`: so
     many are compiled at once. Takes about 1 s for 150,000 tokens."""
     layout = layout or Layout()
-    backend = LlguidanceBackend(vocabulary, eos_ids, layout)
+    backend = make_backend(name, vocabulary, eos_ids, layout)
 
     def worker() -> Compile:
-        sandbox = Sandbox(vocabulary, list(eos_ids), layout, seconds=seconds, memory=memory)
+        sandbox = Sandbox(name, vocabulary, list(eos_ids), layout, seconds=seconds, memory=memory)
         return SandboxedCompile(backend, sandbox)
 
     return GrammarCompiler([worker] * workers, max_entries=max_entries, max_bytes=max_bytes)

@@ -6,11 +6,11 @@ is a single character: longer ones, matched longest first, would cut a text wher
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import NoReturn
 
 from trunkline.grammar.automaton import Automaton
-from trunkline.grammar.lark import LarkGrammar
 from trunkline.grammar.protocol import GrammarError
 from trunkline.grammar.regex import (
     EMPTY,
@@ -27,9 +27,12 @@ from trunkline.grammar.regex import (
     repeat,
     union,
 )
+from trunkline.grammar.rules import GrammarText
 
 MAX_EXPANDED = 200_000  # nodes of a grammar without recursion, written out
 NAME = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-.")
+
+_WIDE = re.compile(r"\\(?:U([0-9a-fA-F]{8})|.)", re.DOTALL)  # an escape
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,8 +60,8 @@ class Times:
 Expression = Node | Reference | Sequence | Choice | Times
 
 
-def ebnf_grammar(source: str, root: str = "root") -> str:
-    """Lark text. Raises GrammarError naming the line."""
+def ebnf_grammar(grammar: GrammarText, source: str, root: str = "root") -> None:
+    """Write the rules of an EBNF text. Raises GrammarError naming the line."""
     rules = _Parser(source).parse()
     if root not in rules:
         raise GrammarError(f"the grammar has no rule {root!r}", code="invalid_grammar")
@@ -71,7 +74,6 @@ def ebnf_grammar(source: str, root: str = "root") -> str:
     productive = _productive(rules)
     if root not in productive:
         raise GrammarError("no text matches", code="invalid_grammar")
-    grammar = LarkGrammar()
     if _is_recursive(rules, root):
         _Characters(grammar, rules, productive).write(root)
     else:
@@ -79,7 +81,6 @@ def ebnf_grammar(source: str, root: str = "root") -> str:
         if Automaton().is_empty(node):
             raise GrammarError("no text matches", code="invalid_grammar")
         grammar.define("start", [grammar.terminal(node)])
-    return str(grammar)
 
 
 def _references(expression: Expression) -> list[str]:
@@ -182,7 +183,7 @@ class _Characters:
     """Writes rules over single characters."""
 
     def __init__(
-        self, grammar: LarkGrammar, rules: dict[str, Expression], productive: frozenset[str]
+        self, grammar: GrammarText, rules: dict[str, Expression], productive: frozenset[str]
     ) -> None:
         self._grammar = grammar
         self._rules = rules
@@ -222,6 +223,14 @@ class _Characters:
             case Repeat(node, low, high):
                 return f"({self._text(node)}){{{low},{'' if high is None else high}}}"
         raise ValueError(f"{expression} is no part of a grammar")
+
+
+def _spelled_wide(escape: re.Match[str]) -> str:
+    return _code(escape[1]) if escape[1] else escape[0]
+
+
+def _code(digits: str) -> str:
+    return f"\\u{{{digits.lstrip('0') or '0'}}}"
 
 
 class _Parser:
@@ -334,7 +343,7 @@ class _Parser:
             self._at += {"x": 4, "u": 6, "U": 10}.get(self._text[start + 1 : start + 2], 2)
             escape = self._text[start : self._at]
             try:
-                code = f"\\u{{{escape[2:]}}}" if escape[1:2] in ("x", "u", "U") else escape
+                code = _code(escape[2:]) if escape[1:2] in ("x", "u", "U") else escape
                 parts.append(literal('"') if escape == '\\"' else parse(code))
             except GrammarError:
                 self._fail(f"bad escape {escape}")
@@ -347,7 +356,7 @@ class _Parser:
             self._at += 2 if self._text[self._at] == "\\" else 1
         self._at += 1
         try:
-            return parse(self._text[start : self._at])
+            return parse(_WIDE.sub(_spelled_wide, self._text[start : self._at]))
         except GrammarError as error:
             self._fail(f"bad class {self._text[start : self._at][:40]}: {error.message}")
 

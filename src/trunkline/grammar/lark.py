@@ -1,77 +1,41 @@
-"""Writes grammars in the Lark dialect that llguidance reads: terminals from regular nodes, and rules.
-
-Terminals are matched longest first, with no way back, so a rule may only put two terminals next to each other
-if the first can't go on into the second: callers answer for that.
-"""
+"""Grammars in the Lark dialect that llguidance reads."""
 
 from __future__ import annotations
 
-from trunkline.grammar.protocol import GrammarError
-from trunkline.grammar.regex import Both, Chars, Concat, Node, Not, Repeat, Union, is_plain, literal
+from trunkline.grammar.regex import (
+    EVERYTHING,
+    Both,
+    Chars,
+    Concat,
+    Node,
+    Not,
+    Repeat,
+    Union,
+    concat,
+    is_plain,
+    literal,
+)
+from trunkline.grammar.rules import GrammarText
 
 _VALID = "/(?s:.*)/"
-MAX_TEXT = 4 << 20  # characters of a written grammar
 
 
-class LarkGrammar:
-    """Collects definitions; equal terminals are written once."""
+class LarkGrammar(GrammarText):
+    """Parametric rules and lazy terminals are its own."""
 
     def __init__(self) -> None:
+        super().__init__()
         # Masks hold every token that may come next, also where the text is forced.
-        self._lines: list[str] = ['%llguidance {"no_forcing": true}']
-        self._terminals: dict[Node, str] = {}
-        self._size = 0
-        self._rules = 0
+        self._add('%llguidance {"no_forcing": true}')
 
-    def terminal(self, node: Node) -> str:
-        """Name of the terminal for a language."""
-        name = self._terminals.get(node)
-        if name is None:
-            name = self._terminals[node] = f"T{len(self._terminals)}"
-            self._add(f"{name}: {expression(node)}")
-        return name
+    def define(self, rule: str, options: list[str], *, parametric: bool = False) -> None:
+        self._add(f"{rule}{'::_' if parametric else ''}: " + "\n  | ".join(options))
 
-    def text(self, text: str) -> str:
-        return self.terminal(literal(text))
+    def define_until(self, rule: str, mark: str) -> None:
+        self._add(f"{rule}[lazy]: {self.terminal(concat([EVERYTHING, literal(mark)]))}")
 
-    def new_rule(self) -> str:
-        self._rules += 1
-        return f"r{self._rules}"
-
-    def define(
-        self, rule: str, options: list[str], *, parametric: bool = False, attributes: str = ""
-    ) -> None:
-        """`rule: option | option ...`; parametric rules carry a 64-bit state."""
-        head = f"{rule}::_" if parametric else f"{rule}{attributes}"
-        self._add(f"{head}: " + "\n  | ".join(options))
-
-    def _add(self, line: str) -> None:
-        self._size += len(line) + 1
-        if self._size > MAX_TEXT:
-            raise GrammarError(
-                f"the grammar grows beyond {MAX_TEXT >> 20} MB of rules", code="grammar_too_complex"
-            )
-        self._lines.append(line)
-
-    def __str__(self) -> str:
-        return "\n".join(self._lines) + "\n"
-
-
-def conjunction(conditions: list[str]) -> str:
-    """`and` takes two."""
-    if not conditions:
-        return "true"
-    found = conditions[-1]
-    for condition in reversed(conditions[:-1]):
-        found = f"and({condition}, {found})"
-    return found
-
-
-def disjunction(conditions: list[str]) -> str:
-    found = conditions[-1] if conditions else "not(true)"
-    for condition in reversed(conditions[:-1]):
-        found = f"or({condition}, {found})"
-    return found
+    def _define_terminal(self, name: str, node: Node) -> None:
+        self._add(f"{name}: {expression(node)}")
 
 
 def expression(node: Node) -> str:

@@ -9,12 +9,12 @@ import logging
 from collections.abc import Sequence
 
 import llguidance
-import numpy as np
 
-from trunkline.grammar.canonical import canonical_tokens
+from trunkline.grammar.backend import Backend
 from trunkline.grammar.json_text import Layout
-from trunkline.grammar.protocol import GrammarError, GrammarKind, GrammarSpec, MaskRow, Vocabulary
-from trunkline.grammar.translate import lark_of
+from trunkline.grammar.lark import LarkGrammar
+from trunkline.grammar.matcher import CompiledGrammar
+from trunkline.grammar.protocol import GrammarError, GrammarKind, MaskRow, Vocabulary
 
 log = logging.getLogger(__name__)
 
@@ -66,25 +66,24 @@ class _Source:
         return self._vocabulary.encode(decoded, add_special_tokens=False)
 
 
-class LlguidanceBackend:
-    """Compiles for one tokenizer; builds a trie of its tokens once (1 s for 150,000)."""
+class LlguidanceBackend(Backend):
+    """Builds a trie of the tokens once (1 s for 150,000)."""
 
     def __init__(self, vocabulary: Vocabulary, eos_ids: Sequence[int], layout: Layout | None = None) -> None:
-        """`eos_ids`: the tokens that may end a constrained text, at least one. Raises ValueError for none."""
-        if not eos_ids:
-            raise ValueError("a grammar needs an EOS token to end with")
-        self._layout = layout or Layout()
-        self._tokens = _Tokens(vocabulary, tuple(eos_ids))
+        super().__init__(vocabulary, eos_ids, layout)
+        self._trie = llguidance.LLTokenizer(
+            llguidance.TokenizerWrapper(_Source(vocabulary, eos_ids)),
+            eos_token=list(eos_ids),
+            slices=list(SLICES),
+        )
 
-    def compile(self, spec: GrammarSpec) -> LlguidanceGrammar:
-        """Raises GrammarError. For a budget of time and memory see `compiler`."""
-        return self.compile_lark(lark_of(spec, self._layout), spec.kind)
+    def new_text(self) -> LarkGrammar:
+        return LarkGrammar()
 
-    def compile_lark(self, lark: str, kind: GrammarKind) -> LlguidanceGrammar:
-        """From the text of a grammar that was written for a constraint of this kind."""
+    def compile_text(self, text: str, kind: GrammarKind) -> CompiledGrammar:
         matcher = llguidance.LLMatcher(
-            self._tokens.trie,
-            llguidance.LLMatcher.grammar_from_lark(lark),
+            self._trie,
+            llguidance.LLMatcher.grammar_from_lark(text),
             log_level=0,
             limits=EBNF_LIMITS if kind == "ebnf" else LIMITS,
         )
@@ -93,127 +92,55 @@ class LlguidanceBackend:
         if matcher.is_error():
             log.info("llguidance: %s", matcher.get_error())
             raise GrammarError("the grammar is beyond the limits of its backend", code="grammar_too_complex")
-        return LlguidanceGrammar(self._tokens, matcher, len(lark))
+        return CompiledGrammar(self.tokens, _Parser(self._trie, matcher), BYTES_PER_GRAMMAR + 16 * len(text))
 
 
-class _Tokens:
-    """A vocabulary in the forms that matchers need."""
+class _Parser:
+    """`matcher.Parser` over llguidance's. EOS never reaches the latter: it would close it for rollback."""
 
-    def __init__(self, vocabulary: Vocabulary, eos_ids: tuple[int, ...]) -> None:
-        self.vocabulary = vocabulary
-        self.eos_ids = frozenset(eos_ids)
-        self.words = (vocabulary.num_tokens + 31) // 32
-        self.trie = llguidance.LLTokenizer(
-            llguidance.TokenizerWrapper(_Source(vocabulary, eos_ids)),
-            eos_token=list(eos_ids),
-            slices=list(SLICES),
-        )
-        self.eos_mask = np.zeros(self.words, np.int32)
-        for token in eos_ids:
-            self.eos_mask.view(np.uint32)[token >> 5] |= np.uint32(1 << (token & 31))
-        self.eos_word = eos_ids[0] >> 5
-        self.eos_bit = self.eos_mask[self.eos_word]
-        never = np.zeros(self.words * 32, bool)
-        never[[t for t in range(vocabulary.num_tokens) if not vocabulary.piece(t)]] = True
-        never[sorted(vocabulary.special_ids | self.eos_ids)] = True
-        never[vocabulary.num_tokens :] = True
-        self.text_mask = np.packbits(~never, bitorder="little").view(np.int32)
-
-
-class LlguidanceGrammar:
-    """A matcher that was never moved, and is copied for each request."""
-
-    def __init__(self, tokens: _Tokens, start: llguidance.LLMatcher, source_length: int) -> None:
-        self._tokens = tokens
-        self._start = start
-        self.num_bytes = BYTES_PER_GRAMMAR + 16 * source_length
-
-    def matcher(self) -> LlguidanceMatcher:
-        return LlguidanceMatcher(self._tokens, self._start.deep_copy(), [])
-
-
-class LlguidanceMatcher:
-    """`protocol.Matcher` over llguidance's. EOS never reaches the latter: it would close it for rollback."""
-
-    def __init__(self, tokens: _Tokens, inner: llguidance.LLMatcher, taken: list[int]) -> None:
-        self._tokens = tokens
+    def __init__(self, trie: llguidance.LLTokenizer, inner: llguidance.LLMatcher) -> None:
+        self._trie = trie
         self._inner = inner
-        self._taken = taken
-        self._ended = False
 
     def fill_mask(self, row: MaskRow) -> None:
-        words = self._tokens.words
-        if self._ended or self._inner.is_stopped():
-            self._check()
-            row[:words] = self._tokens.eos_mask
-        else:
-            self._inner.unsafe_compute_mask_ptr(row.ctypes.data, words * 4)
-            self._check()
-            may_end = row[self._tokens.eos_word] & self._tokens.eos_bit
-            row[:words] &= self._tokens.text_mask
-            if may_end:
-                row[:words] |= self._tokens.eos_mask
-        row[words:] = 0
+        self._inner.unsafe_compute_mask_ptr(row.ctypes.data, row.nbytes)
+        self._check()
 
     def accept(self, token_id: int) -> bool:
-        if self._ended:
-            return False
-        if token_id in self._tokens.eos_ids:
-            self._ended = self._may_end()
-            return self._ended
-        if not self._is_text(token_id) or self._inner.validate_tokens([token_id]) != 1:
+        if self._inner.validate_tokens([token_id]) != 1:
             return False
         if not self._inner.consume_token(token_id):
             self._check()
-        self._taken.append(token_id)
         return True
 
     def rollback(self, count: int) -> None:
-        if not 0 <= count <= len(self._taken) + self._ended:
-            raise ValueError(f"{count} tokens to undo, {len(self._taken) + self._ended} were accepted")
-        if count and self._ended:
-            self._ended = False
-            count -= 1
-        if count:
-            self._inner.rollback(count)
-            del self._taken[-count:]
-            self._check()
+        self._inner.rollback(count)
+        self._check()
 
-    def forced(self) -> list[int]:
-        if self._ended or self._inner.is_stopped():
-            return []
-        text = self._inner.compute_ff_bytes()
-        if not text:
-            return []
-        tokens = canonical_tokens(self._tokens.vocabulary, self._taken, text, ends=self._ends_after(text))
-        allowed = self._inner.validate_tokens(tokens) if tokens else 0
-        return tokens[:allowed]
+    def forced_text(self) -> bytes:
+        text: bytes = b"" if self._inner.is_stopped() else self._inner.compute_ff_bytes()
+        return text
 
-    def fork(self) -> LlguidanceMatcher:
-        copy = LlguidanceMatcher(self._tokens, self._inner.deep_copy(), self._taken.copy())
-        copy._ended = self._ended
-        return copy
+    def count_valid(self, token_ids: list[int]) -> int:
+        return self._inner.validate_tokens(token_ids)
 
-    @property
-    def finished(self) -> bool:
-        return self._ended or (self._inner.is_stopped() and not self._inner.is_error())
-
-    def _may_end(self) -> bool:
-        return self._inner.is_accepting() and not self._inner.is_error()
-
-    def _is_text(self, token_id: int) -> bool:
-        word = token_id >> 5
-        return 0 <= word < self._tokens.words and bool(self._tokens.text_mask[word] >> (token_id & 31) & 1)
-
-    def _ends_after(self, text: bytes) -> bool:
-        """Can nothing follow the forced text?"""
+    def ends_after(self, text: bytes) -> bool:
         trial = self._inner.deep_copy()
-        tokens = self._tokens.trie.greedy_tokenize(text.decode("utf-8", "ignore"))
+        tokens = self._trie.greedy_tokenize(text.decode("utf-8", "ignore"))
         return (
             trial.validate_tokens(tokens) == len(tokens)
             and trial.consume_tokens(tokens)
             and trial.is_stopped()
         )
+
+    def may_end(self) -> bool:
+        return self._inner.is_accepting() and not self._inner.is_error()
+
+    def is_over(self) -> bool:
+        return self._inner.is_stopped() and not self._inner.is_error()
+
+    def copy(self) -> _Parser:
+        return _Parser(self._trie, self._inner.deep_copy())
 
     def _check(self) -> None:
         if self._inner.is_error():

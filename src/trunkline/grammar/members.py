@@ -11,7 +11,7 @@ from typing import Protocol
 from trunkline.grammar.document import refuse, too_complex
 from trunkline.grammar.facts import Goal
 from trunkline.grammar.json_text import Layout, constant, quoted
-from trunkline.grammar.lark import LarkGrammar, conjunction, disjunction
+from trunkline.grammar.rules import GrammarText, conjunction, disjunction
 from trunkline.grammar.shapes import ObjectShape, Property
 
 MAX_BITS = 48  # properties that a rule's state follows; more come in the order in which they are listed
@@ -25,7 +25,7 @@ class Writer(Protocol):
 
     layout: Layout
     ordered: bool
-    grammar: LarkGrammar
+    grammar: GrammarText
     comma: str
     productive: set[Goal]
 
@@ -87,7 +87,9 @@ class ObjectWriter:
         plain = not self._depends and not self._low and self._high is None
         if not self._properties:
             body = self._map()
-        elif len(self._properties) <= MAX_BITS:
+        elif len(self._properties) <= MAX_BITS and (
+            grammar.has_states or not (plain and self._writer.ordered)
+        ):
             body = self._stateful()
         elif plain and self._longest_choice() <= MAX_CHOICE:
             body = self._chain()
@@ -132,8 +134,9 @@ class ObjectWriter:
                 member = self._member(one.name, one.goal)
                 options.append(f"{mark}{member} {rest}::set_bit({self._bit(one.name)}) %if {open_}")
             if self._classes:
-                counts = self._low or self._high is not None or self._writer.ordered
-                after = f"{rest}::incr({OTHERS})" if counts else f"{rest}::_"
+                after = f"{rest}::incr({OTHERS})"
+                if self._high is None:  # at most whether there is one matters
+                    after = f"{rest}::set_bit(48)" if self._low or self._writer.ordered else f"{rest}::_"
                 options.append(f"{mark}{other} {after} %if {conjunction(self._others_may_follow())}")
             grammar.define(rule, options, parametric=True)
         return f"{first}::0x0"

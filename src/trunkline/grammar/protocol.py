@@ -81,13 +81,6 @@ class Grammar(Protocol):
         """A matcher at the start; cheap."""
 
 
-class GrammarBackend(Protocol):
-    """Compiles for one tokenizer. Safe to share between threads."""
-
-    def compile(self, spec: GrammarSpec) -> Grammar:
-        """May take long and a lot of memory: see `GrammarCompiler`. Raises GrammarError."""
-
-
 class Vocabulary(Protocol):
     """What a backend asks of the tokenizer: `trunkline.text.tokenizer.Tokenizer` is one."""
 

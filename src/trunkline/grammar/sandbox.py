@@ -29,6 +29,7 @@ class Setup(msgspec.Struct, frozen=True):
     special_ids: list[int]
     eos_ids: list[int]
     spaces: str
+    backend: str
     memory: int  # bytes of address space on top of what the process has when it is ready
     seconds: float
 
@@ -36,7 +37,7 @@ class Setup(msgspec.Struct, frozen=True):
 class Answer(msgspec.Struct, frozen=True):
     """The grammar's text, or the error; both empty: the sandbox is ready."""
 
-    lark: str = ""
+    text: str = ""
     message: str = ""
     code: str = ""
     pointer: str = ""
@@ -67,7 +68,14 @@ class Sandbox:
     """The parent's end. One compilation at a time; used by one thread."""
 
     def __init__(
-        self, vocabulary: Vocabulary, eos_ids: list[int], layout: Layout, *, seconds: float, memory: int
+        self,
+        backend: str,
+        vocabulary: Vocabulary,
+        eos_ids: list[int],
+        layout: Layout,
+        *,
+        seconds: float,
+        memory: int,
     ) -> None:
         self._seconds = seconds
         self._setup = msgspec.msgpack.encode(
@@ -76,6 +84,7 @@ class Sandbox:
                 sorted(vocabulary.special_ids),
                 eos_ids,
                 layout.spaces,
+                backend,
                 memory,
                 seconds,
             )
@@ -100,7 +109,7 @@ class Sandbox:
         answer = msgspec.msgpack.decode(data, type=Answer)
         if answer.code:
             raise GrammarError(answer.message, code=answer.code, pointer=answer.pointer)
-        return answer.lark
+        return answer.text
 
     def start(self) -> None:
         """Have it ready before the first grammar comes."""
@@ -135,14 +144,12 @@ def _receive(connection: Connection, seconds: float) -> bytes | None:
 
 def main() -> int:
     """The sandbox's own side."""
-    from trunkline.grammar.llguidance import LlguidanceBackend
-    from trunkline.grammar.translate import lark_of
+    from trunkline.grammar.backend import make_backend
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent's user means the parent
     connection = Connection(socket.socket(fileno=0).detach())
     setup = msgspec.msgpack.decode(connection.recv_bytes(), type=Setup)
-    layout = Layout(setup.spaces)
-    backend = LlguidanceBackend(PieceTable(setup), setup.eos_ids, layout)
+    backend = make_backend(setup.backend, PieceTable(setup), setup.eos_ids, Layout(setup.spaces))
     limit = _address_space() + setup.memory
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -154,9 +161,9 @@ def main() -> int:
             return 0
         signal.setitimer(signal.ITIMER_REAL, 2 * setup.seconds)  # an orphan does not go on for ever
         try:
-            lark = lark_of(spec, layout)
-            backend.compile_lark(lark, spec.kind)
-            answer = Answer(lark)
+            text = backend.write(spec)
+            backend.compile_text(text, spec.kind)
+            answer = Answer(text)
         except GrammarError as error:
             answer = Answer("", error.message, error.code, error.pointer)
         except (MemoryError, RecursionError):

@@ -15,10 +15,10 @@ from trunkline.grammar.automaton import nullable
 from trunkline.grammar.document import Document, invalid, refuse, too_complex
 from trunkline.grammar.facts import Goal, Literal
 from trunkline.grammar.json_text import Layout, constant, free_string, quoted
-from trunkline.grammar.lark import LarkGrammar, conjunction, disjunction
 from trunkline.grammar.members import ObjectWriter
 from trunkline.grammar.numbers import spellings
 from trunkline.grammar.regex import NOTHING, Node, both, chars, negate, union
+from trunkline.grammar.rules import GrammarText, conjunction, disjunction
 from trunkline.grammar.sets import InstanceSets
 from trunkline.grammar.shapes import (
     ArrayShape,
@@ -38,16 +38,9 @@ MATCHED, OTHERS = "[0:16]", "[16:32]"  # where a rule's state counts the items o
 MAX_ITEMS = 60_000  # that a parametric rule counts
 
 
-def schema_grammar(source: str, layout: Layout, *, ordered: bool = False) -> str:
-    """Lark text. `ordered`: properties in the order in which the schema lists them. Raises GrammarError."""
-    document = Document(source)
-    with decimal.localcontext(prec=2_000):
-        sets = InstanceSets(document)
-        return _Writer(sets, layout, ordered).write(sets.goal([Literal("")]))
-
-
-def add_schema(grammar: LarkGrammar, source: str, layout: Layout, *, ordered: bool = False) -> str:
-    """Write a schema's rules into a grammar; returns the rule of its values. Raises GrammarError."""
+def add_schema(grammar: GrammarText, source: str, layout: Layout, *, ordered: bool = False) -> str:
+    """Write a schema's rules into a grammar; returns the rule of its values. `ordered`: properties in the
+    order in which the schema lists them. Raises GrammarError."""
     document = Document(source)
     with decimal.localcontext(prec=2_000):
         sets = InstanceSets(document)
@@ -55,20 +48,14 @@ def add_schema(grammar: LarkGrammar, source: str, layout: Layout, *, ordered: bo
 
 
 class _Writer:
-    def __init__(
-        self, sets: InstanceSets, layout: Layout, ordered: bool, grammar: LarkGrammar | None = None
-    ) -> None:
+    def __init__(self, sets: InstanceSets, layout: Layout, ordered: bool, grammar: GrammarText) -> None:
         self.sets = sets
         self.layout = layout
         self.ordered = ordered
-        self.grammar = grammar or LarkGrammar()
+        self.grammar = grammar
         self.comma = self.grammar.terminal(layout.after(","))
         self._rules: dict[Goal, str] = {}
         self.productive: set[Goal] = set()
-
-    def write(self, goal: Goal) -> str:
-        self.grammar.define("start", [self.add(goal)])
-        return str(self.grammar)
 
     def add(self, goal: Goal) -> str:
         goals = self._reachable(goal)
@@ -265,7 +252,7 @@ class _Writer:
         most = counted.low if counted.high is None else counted.high
         if most > MAX_COUNTED or low > MAX_ITEMS or (high or 0) > MAX_ITEMS:
             too_complex("", f"contains counts over {MAX_COUNTED} items, or beside over {MAX_ITEMS}")
-        bounded = low > 0 or high is not None
+        bounded = low > counted.low or high is not None
         ends = [
             f"ge({MATCHED}, {counted.low})",
             _each(range(counted.low, most + 1), lambda n: f"ge({OTHERS}, {max(low - n, 0)})"),

@@ -12,9 +12,9 @@ import re
 from typing import Any, NoReturn
 
 from trunkline.grammar.json_text import Layout
-from trunkline.grammar.lark import LarkGrammar
 from trunkline.grammar.protocol import GrammarError
 from trunkline.grammar.regex import EVERYTHING, both, concat, literal, match_language, negate, union
+from trunkline.grammar.rules import GrammarText
 from trunkline.grammar.schema import add_schema
 
 FORMATS = frozenset("const_string json_schema regex any_text sequence or tag triggered_tags".split())
@@ -22,15 +22,15 @@ MAX_DEPTH = 30
 _NUMERIC = frozenset("0123456789.eE+-")
 
 
-def structural_grammar(source: str, layout: Layout) -> str:
-    """Lark text. Raises GrammarError with a pointer into the tag."""
+def structural_grammar(grammar: GrammarText, source: str, layout: Layout) -> None:
+    """Write a tag's rules. Raises GrammarError with a pointer into the tag."""
     try:
         tag = json.loads(source)
     except (ValueError, RecursionError) as error:
         raise GrammarError(f"the structural tag is no JSON: {error}", code="invalid_grammar") from error
     if not isinstance(tag, dict) or tag.get("type", "structural_tag") != "structural_tag":
         _invalid("", 'expected an object of type "structural_tag"')
-    writer = _Writer(layout)
+    writer = _Writer(grammar, layout)
     if "format" in tag:
         written = writer.element(tag["format"], "/format", "", 0)
     else:
@@ -39,8 +39,7 @@ def structural_grammar(source: str, layout: Layout) -> str:
         except GrammarError as error:
             place = re.sub("^/tags/([0-9]+)(/content/json_schema)?", _as_structure, error.pointer)
             raise GrammarError(error.message, code=error.code, pointer=place) from error
-    writer.grammar.define("start", [written])
-    return str(writer.grammar)
+    grammar.define("start", [written])
 
 
 def _as_structure(place: re.Match[str]) -> str:
@@ -81,8 +80,8 @@ def _text(value: Any, pointer: str) -> str:
 
 
 class _Writer:
-    def __init__(self, layout: Layout) -> None:
-        self.grammar = LarkGrammar()
+    def __init__(self, grammar: GrammarText, layout: Layout) -> None:
+        self.grammar = grammar
         self._layout = layout
 
     def element(self, format_: Any, pointer: str, end: str, depth: int) -> str:
@@ -141,9 +140,7 @@ class _Writer:
     def _until(self, mark: str) -> str:
         """A rule for free text up to and with the first `mark`."""
         rule = self.grammar.new_rule()
-        self.grammar.define(
-            rule, [self.grammar.terminal(concat([EVERYTHING, literal(mark)]))], attributes="[lazy]"
-        )
+        self.grammar.define_until(rule, mark)
         return rule
 
     def _any_text(self, format_: dict[str, Any], pointer: str, end: str) -> str:

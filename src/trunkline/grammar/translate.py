@@ -1,4 +1,4 @@
-"""From a constraint to a grammar in Lark, by kind."""
+"""From a constraint to a grammar, by kind."""
 
 from __future__ import annotations
 
@@ -7,33 +7,35 @@ import json
 from trunkline.grammar.automaton import Automaton
 from trunkline.grammar.ebnf import ebnf_grammar
 from trunkline.grammar.json_text import Layout
-from trunkline.grammar.lark import LarkGrammar
 from trunkline.grammar.protocol import GrammarError, GrammarSpec
 from trunkline.grammar.regex import Node, literal, match_language, union
-from trunkline.grammar.schema import schema_grammar
+from trunkline.grammar.rules import GrammarText
+from trunkline.grammar.schema import add_schema
 from trunkline.grammar.structural import structural_grammar
 
 MAX_SOURCE = 4 << 20  # characters
 
 
-def lark_of(spec: GrammarSpec, layout: Layout) -> str:
-    """Raises GrammarError."""
+def write_grammar(spec: GrammarSpec, layout: Layout, grammar: GrammarText) -> str:
+    """The text of `grammar`, which is empty before. Raises GrammarError."""
     if len(spec.source) > MAX_SOURCE:
         raise GrammarError(f"a grammar of over {MAX_SOURCE >> 20} MB", code="grammar_too_complex")
     match spec.kind:
         case "json_schema":
-            return schema_grammar(spec.source, layout, ordered=spec.ordered)
+            grammar.define("start", [add_schema(grammar, spec.source, layout, ordered=spec.ordered)])
         case "json_object":
-            return schema_grammar('{"type": "object"}', layout)
+            grammar.define("start", [add_schema(grammar, '{"type": "object"}', layout)])
         case "regex":
-            return _regular(match_language(spec.source))
+            _regular(grammar, match_language(spec.source))
         case "choices":
-            return _regular(union(literal(choice) for choice in choices(spec.source)))
+            _regular(grammar, union(literal(choice) for choice in choices(spec.source)))
         case "ebnf":
-            return ebnf_grammar(spec.source)
+            ebnf_grammar(grammar, spec.source)
         case "structural_tag":
-            return structural_grammar(spec.source, layout)
-    raise GrammarError(f"{spec.kind} is not known", code="unsupported_grammar")
+            structural_grammar(grammar, spec.source, layout)
+        case _:
+            raise GrammarError(f"{spec.kind} is not known", code="unsupported_grammar")
+    return str(grammar)
 
 
 def choices(source: str) -> list[str]:
@@ -48,9 +50,7 @@ def choices(source: str) -> list[str]:
     return found
 
 
-def _regular(node: Node) -> str:
+def _regular(grammar: GrammarText, node: Node) -> None:
     if Automaton().is_empty(node):
         raise GrammarError("no text matches", code="invalid_grammar")
-    grammar = LarkGrammar()
     grammar.define("start", [grammar.terminal(node)])
-    return str(grammar)

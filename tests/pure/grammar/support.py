@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import random
 from functools import cache
@@ -9,10 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 import trunkline
 from trunkline.grammar.json_text import Layout
-from trunkline.grammar.llguidance import LlguidanceBackend, LlguidanceGrammar, LlguidanceMatcher
+from trunkline.grammar.llguidance import LlguidanceBackend
+from trunkline.grammar.matcher import CompiledGrammar, TokenMatcher
 from trunkline.grammar.protocol import GrammarKind, GrammarSpec
 from trunkline.text.tokenizer import Tokenizer
 
@@ -24,6 +27,13 @@ def tokenizer() -> Tokenizer:
     return Tokenizer.load(MODEL)
 
 
+HAS_XGRAMMAR = importlib.util.find_spec("xgrammar") is not None
+BACKENDS = (
+    "llguidance",
+    pytest.param("xgrammar", marks=pytest.mark.skipif(not HAS_XGRAMMAR, reason="xgrammar is not installed")),
+)
+
+
 @cache
 def backend(spaces: str = "optional") -> LlguidanceBackend:
     return LlguidanceBackend(tokenizer(), [eos_id()], Layout(spaces))
@@ -33,12 +43,12 @@ def eos_id() -> int:
     return max(tokenizer().special_ids)
 
 
-def compile_(kind: GrammarKind, source: Any, *, ordered: bool = False) -> LlguidanceGrammar:
+def compile_(kind: GrammarKind, source: Any, *, ordered: bool = False) -> CompiledGrammar:
     text = source if isinstance(source, str) else json.dumps(source)
     return backend().compile(GrammarSpec(kind, text, ordered))
 
 
-def accepts(grammar: LlguidanceGrammar, text: str) -> bool:
+def accepts(grammar: CompiledGrammar, text: str) -> bool:
     """Does the grammar take the text, token by token as the tokenizer splits it, and then the end? Each token
     is looked up in the mask too."""
     matcher = grammar.matcher()
@@ -50,13 +60,13 @@ def accepts(grammar: LlguidanceGrammar, text: str) -> bool:
     return True
 
 
-def allowed(matcher: LlguidanceMatcher) -> set[int]:
+def allowed(matcher: TokenMatcher) -> set[int]:
     row = np.full((tokenizer().num_tokens + 31) // 32 + 2, -1, np.int32)
     matcher.fill_mask(row)
     return set(np.flatnonzero(np.unpackbits(row.view(np.uint8), bitorder="little")).tolist())
 
 
-def sample(grammar: LlguidanceGrammar, seed: int, *, most: int = 400, jump: bool = False) -> str | None:
+def sample(grammar: CompiledGrammar, seed: int, *, most: int = 400, jump: bool = False) -> str | None:
     """Random allowed tokens until the end; None if there was no end. Towards the end short tokens and the end
     itself are preferred."""
     rng = random.Random(seed)

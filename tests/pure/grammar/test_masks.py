@@ -11,8 +11,18 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.pure.grammar.support import accepts, allowed, backend, compile_, eos_id, sample, tokenizer
-from trunkline.grammar.llguidance import LlguidanceBackend, LlguidanceMatcher
+from tests.pure.grammar.support import (
+    BACKENDS,
+    accepts,
+    allowed,
+    backend,
+    compile_,
+    eos_id,
+    sample,
+    tokenizer,
+)
+from trunkline.grammar.backend import make_backend
+from trunkline.grammar.matcher import TokenMatcher
 from trunkline.grammar.protocol import GrammarError, GrammarKind, GrammarSpec
 
 
@@ -88,15 +98,18 @@ def languages() -> list[tuple[str, GrammarKind, str, list[str]]]:
     return found
 
 
+@pytest.mark.parametrize("name", BACKENDS)
 @pytest.mark.parametrize(
     ("kind", "source", "texts"), [pytest.param(*rest, id=name) for name, *rest in languages()]
 )
-def test_mask_is_what_some_completion_begins_with(kind: GrammarKind, source: str, texts: list[str]) -> None:
+def test_mask_is_what_some_completion_begins_with(
+    kind: GrammarKind, source: str, texts: list[str], name: str
+) -> None:
     """Walks every prefix that tokens spell."""
-    grammar = LlguidanceBackend(TINY, [TINY.eos]).compile(GrammarSpec(kind, source))
+    grammar = make_backend(name, TINY, [TINY.eos]).compile(GrammarSpec(kind, source))
     finite = kind in ("choices", "json_schema")
     row = np.zeros(1, np.int32)
-    todo: list[tuple[LlguidanceMatcher, str]] = [(grammar.matcher(), "")]
+    todo: list[tuple[TokenMatcher, str]] = [(grammar.matcher(), "")]
     seen = set()
     while todo:
         matcher, prefix = todo.pop()
@@ -234,7 +247,7 @@ def is_canonical(tokens: list[int]) -> bool:
     return tokenizer().encode(tokenizer().decode(tokens), add_special_tokens=False) == tokens
 
 
-def endings(matcher: LlguidanceMatcher, seed: int) -> list[str]:
+def endings(matcher: TokenMatcher, seed: int) -> list[str]:
     """Texts with which the output may go on."""
     found = []
     for index in range(4):

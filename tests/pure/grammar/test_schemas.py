@@ -15,7 +15,7 @@ import pytest
 
 from tests.pure.grammar.support import accepts, allowed, backend, compile_, eos_id, sample, tokenizer
 from trunkline.grammar.automaton import Automaton
-from trunkline.grammar.compiler import GrammarCompiler, llguidance_compiler
+from trunkline.grammar.compiler import GrammarCompiler, backend_compiler
 from trunkline.grammar.numbers import NumberRange, plain_text
 from trunkline.grammar.protocol import Grammar, GrammarError, GrammarSpec
 from trunkline.grammar.regex import match_language, search_language
@@ -277,6 +277,8 @@ def test_ebnf() -> None:
         False,
         False,
     ]
+    wide = compile_("ebnf", 'root ::= "\\U0001F389" [\\U00000041-\\U00000043\\\\]')
+    assert accepts(wide, "🎉B") and accepts(wide, "🎉\\") and not accepts(wide, "🎉D")
     nested = compile_("ebnf", 'root ::= "(" root ")" | [a-z]* "z" | [^()a-z]{2}')
     for text, expected in (
         ("z", True),
@@ -412,7 +414,7 @@ HOSTILE = {
 
 @pytest.mark.slow
 def test_hostile_grammars_cost_only_their_sender() -> None:
-    compiler = llguidance_compiler(tokenizer(), [eos_id()])
+    compiler = backend_compiler("llguidance", tokenizer(), [eos_id()])
     compiler.submit(GrammarSpec("choices", '["a"]')).result()
     for name, (kind, source) in HOSTILE.items():
         started = time.monotonic()

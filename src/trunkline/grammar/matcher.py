@@ -1,0 +1,140 @@
+"""What the matchers of all backends share: which tokens are text, where EOS may come, forced tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol, Self
+
+import numpy as np
+
+from trunkline.grammar.canonical import canonical_tokens
+from trunkline.grammar.protocol import MaskRow, Vocabulary
+
+
+class Parser(Protocol):
+    """A backend's own matcher, for tokens of text alone: EOS never reaches it."""
+
+    def fill_mask(self, row: MaskRow) -> None:
+        """Overwrite `row`, as wide as the vocabulary; the bit of the first EOS token is set where the text
+        may end. Raises GrammarError."""
+
+    def accept(self, token_id: int) -> bool:
+        """Raises GrammarError."""
+
+    def rollback(self, count: int) -> None:
+        """Raises GrammarError."""
+
+    def forced_text(self) -> bytes: ...
+
+    def count_valid(self, token_ids: list[int]) -> int:
+        """How many of the tokens may follow one after the other."""
+
+    def ends_after(self, text: bytes) -> bool:
+        """Can nothing follow this text, which is forced?"""
+
+    def may_end(self) -> bool: ...
+
+    def is_over(self) -> bool:
+        """Nothing but EOS may follow. Raises GrammarError."""
+
+    def copy(self) -> Self: ...
+
+
+class TokenTable:
+    """A vocabulary in the forms that matchers need."""
+
+    def __init__(self, vocabulary: Vocabulary, eos_ids: Sequence[int]) -> None:
+        """`eos_ids`: the tokens that may end a constrained text, at least one. Raises ValueError for none."""
+        if not eos_ids:
+            raise ValueError("a grammar needs an EOS token to end with")
+        self.vocabulary = vocabulary
+        self.eos_ids = tuple(eos_ids)
+        self.words = (vocabulary.num_tokens + 31) // 32
+        self.eos_mask = np.zeros(self.words, np.int32)
+        for token in eos_ids:
+            self.eos_mask.view(np.uint32)[token >> 5] |= np.uint32(1 << (token & 31))
+        self.eos_word = eos_ids[0] >> 5
+        self.eos_bit = self.eos_mask[self.eos_word]
+        never = np.zeros(self.words * 32, bool)
+        never[[t for t in range(vocabulary.num_tokens) if not vocabulary.piece(t)]] = True
+        never[sorted(vocabulary.special_ids | set(eos_ids))] = True
+        never[vocabulary.num_tokens :] = True
+        self.text_mask = np.packbits(~never, bitorder="little").view(np.int32)
+
+    def is_text(self, token_id: int) -> bool:
+        word = token_id >> 5
+        return 0 <= word < self.words and bool(self.text_mask[word] >> (token_id & 31) & 1)
+
+
+class TokenMatcher:
+    """`protocol.Matcher` over a backend's parser."""
+
+    def __init__(self, tokens: TokenTable, parser: Parser, taken: list[int]) -> None:
+        self._tokens = tokens
+        self._parser = parser
+        self._taken = taken
+        self._ended = False
+
+    def fill_mask(self, row: MaskRow) -> None:
+        words = self._tokens.words
+        if self._ended or self._parser.is_over():
+            row[:words] = self._tokens.eos_mask
+        else:
+            self._parser.fill_mask(row[:words])
+            may_end = row[self._tokens.eos_word] & self._tokens.eos_bit
+            row[:words] &= self._tokens.text_mask
+            if may_end:
+                row[:words] |= self._tokens.eos_mask
+        row[words:] = 0
+
+    def accept(self, token_id: int) -> bool:
+        if self._ended:
+            return False
+        if token_id in self._tokens.eos_ids:
+            self._ended = self._parser.may_end()
+            return self._ended
+        if not self._tokens.is_text(token_id) or not self._parser.accept(token_id):
+            return False
+        self._taken.append(token_id)
+        return True
+
+    def rollback(self, count: int) -> None:
+        if not 0 <= count <= len(self._taken) + self._ended:
+            raise ValueError(f"{count} tokens to undo, {len(self._taken) + self._ended} were accepted")
+        if count and self._ended:
+            self._ended = False
+            count -= 1
+        if count:
+            del self._taken[-count:]
+            self._parser.rollback(count)
+
+    def forced(self) -> list[int]:
+        if self._ended:
+            return []
+        text = self._parser.forced_text()
+        if not text:
+            return []
+        ends = self._parser.ends_after(text)
+        tokens = canonical_tokens(self._tokens.vocabulary, self._taken, text, ends=ends)
+        return tokens[: self._parser.count_valid(tokens)] if tokens else []
+
+    def fork(self) -> TokenMatcher:
+        copy = TokenMatcher(self._tokens, self._parser.copy(), self._taken.copy())
+        copy._ended = self._ended
+        return copy
+
+    @property
+    def finished(self) -> bool:
+        return self._ended or self._parser.is_over()
+
+
+class CompiledGrammar:
+    """A parser that was never moved, and is copied for each request."""
+
+    def __init__(self, tokens: TokenTable, start: Parser, num_bytes: int) -> None:
+        self._tokens = tokens
+        self._start = start
+        self.num_bytes = num_bytes
+
+    def matcher(self) -> TokenMatcher:
+        return TokenMatcher(self._tokens, self._start.copy(), [])
