@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Protocol
 
 from trunkline.grammar.json_text import Layout
 from trunkline.grammar.matcher import CompiledGrammar, TokenTable
@@ -11,7 +12,7 @@ from trunkline.grammar.rules import GrammarText
 from trunkline.grammar.translate import write_grammar
 
 
-class Backend:
+class Backend(Protocol):
     """Compiles for one tokenizer. Safe to share between threads."""
 
     def __init__(self, vocabulary: Vocabulary, eos_ids: Sequence[int], layout: Layout | None = None) -> None:
@@ -21,7 +22,6 @@ class Backend:
 
     def new_text(self) -> GrammarText:
         """An empty grammar in the backend's dialect."""
-        raise NotImplementedError
 
     def write(self, spec: GrammarSpec) -> str:
         """A constraint as a grammar's text. Raises GrammarError."""
@@ -29,7 +29,6 @@ class Backend:
 
     def compile_text(self, text: str, kind: GrammarKind) -> CompiledGrammar:
         """From a text that was written for a constraint of this kind. Raises GrammarError."""
-        raise NotImplementedError
 
     def compile(self, spec: GrammarSpec) -> CompiledGrammar:
         """May take long and a lot of memory: see `GrammarCompiler`. Raises GrammarError."""

@@ -7,13 +7,15 @@ dialects share: names, groups, `|`, `*`, `+`, `?`, `{low,high}` and `""`.
 
 from __future__ import annotations
 
+from typing import Protocol
+
 from trunkline.grammar.protocol import GrammarError
 from trunkline.grammar.regex import Node, literal
 
 MAX_TEXT = 4 << 20  # characters of a written grammar
 
 
-class GrammarText:
+class GrammarText(Protocol):
     """Collects definitions; equal terminals are written once. `str` gives the text; it starts at `start`."""
 
     has_states = True  # else parametric rules are written out, and better avoided
@@ -41,14 +43,11 @@ class GrammarText:
 
     def define(self, rule: str, options: list[str], *, parametric: bool = False) -> None:
         """`rule: option | option ...`; parametric rules carry a 64-bit state."""
-        raise NotImplementedError
 
     def define_until(self, rule: str, mark: str) -> None:
         """`rule`: any text up to and with the first `mark`."""
-        raise NotImplementedError
 
-    def _define_terminal(self, name: str, node: Node) -> None:
-        raise NotImplementedError
+    def _define_terminal(self, name: str, node: Node) -> None: ...
 
     def _add(self, line: str) -> None:
         self._size += len(line) + 1
