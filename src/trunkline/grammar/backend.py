@@ -15,6 +15,9 @@ from trunkline.grammar.translate import write_grammar
 class Backend(Protocol):
     """Compiles for one tokenizer. Safe to share between threads."""
 
+    tokens: TokenTable
+    _layout: Layout
+
     def __init__(self, vocabulary: Vocabulary, eos_ids: Sequence[int], layout: Layout | None = None) -> None:
         """`eos_ids`: the tokens that may end a constrained text, at least one. Raises ValueError for none."""
         self.tokens = TokenTable(vocabulary, eos_ids)

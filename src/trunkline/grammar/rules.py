@@ -18,11 +18,15 @@ MAX_TEXT = 4 << 20  # characters of a written grammar
 class GrammarText(Protocol):
     """Collects definitions; equal terminals are written once. `str` gives the text; it starts at `start`."""
 
-    has_states = True  # else parametric rules are written out, and better avoided
+    _lines: list[str]
+    _terminals: dict[Node, str]
+    _size: int
+    _rules: int
+    has_states: bool = True  # else parametric rules are written out, and better avoided
 
     def __init__(self) -> None:
-        self._lines: list[str] = []
-        self._terminals: dict[Node, str] = {}
+        self._lines = []
+        self._terminals = {}
         self._size = 0
         self._rules = 0
 
