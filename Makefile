@@ -12,7 +12,7 @@ BIN := $(VENV)/bin
 SETUP := $(PYTHON) tools/setup_env.py --venv $(VENV) --torch "$(TORCH)" --torch-index "$(TORCH_INDEX)"
 
 .DEFAULT_GOAL := help
-.PHONY: help env env-dev serve test test-slow test-gpu check check-native format docs sim soak bench train-model eval-model clean
+.PHONY: help env env-dev serve test test-slow test-gpu test-browser check check-native format docs sim soak bench train-model eval-model clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -34,6 +34,10 @@ test-slow: env-dev ## the tests that take minutes
 
 test-gpu: env-dev ## the tests that need a CUDA device
 	@$(BIN)/python -m pytest -q -m gpu $(ARGS)
+
+test-browser: ## the playground in a headless Chromium of this machine (Debian: apt-get install chromium)
+	@$(SETUP) --extras test,check,browser
+	@$(BIN)/python -m pytest -q -m browser tests/browser $(ARGS)
 
 check: env-dev ## lint, format, types, house rules, generated docs: all of them, then the verdict
 	@status=0; \

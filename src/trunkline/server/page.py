@@ -19,7 +19,7 @@ from trunkline.server.chat import parse_chat
 from trunkline.server.endpoint import Access, Endpoint, Parts
 from trunkline.server.fields import ANY_LENGTH, CHAT_FIELDS
 from trunkline.server.http import json_response, read_json
-from trunkline.types import RequestError
+from trunkline.types import RequestError, SamplingParams
 
 PAGE = "index.html"
 KINDS: Mapping[str, str] = {
@@ -141,12 +141,15 @@ class _Page:
         )
 
     def _parameters(self) -> Json:
-        defaults = self._model.sampling_params({}, max_new_tokens=None)
+        """`default` of the chat, which the model has a say in, and `raw` of /generate, which it has not."""
+        defaults, raw = self._model.sampling_params({}, max_new_tokens=None), SamplingParams()
         shown: Json = {}
         for name, rule in SAMPLING_FIELDS.items():
             if isinstance(rule, Number):
                 bounds = [bound if abs(bound) < 1e9 else None for bound in (rule.low, rule.high)]
-                shown[name] = {"default": getattr(defaults, name), "low": bounds[0], "high": bounds[1]}
+                low, high = bounds
+                both = {"default": getattr(defaults, name), "raw": getattr(raw, name)}
+                shown[name] = {**both, "low": low, "high": high}
         return shown
 
     async def prompt(self, request: Request) -> Response:
