@@ -37,7 +37,7 @@ def server() -> Iterator[Server]:
 @pytest.fixture(scope="module")
 def locked() -> Iterator[Server]:
     """A server with a key."""
-    server = Server(SEEDLING, "--api-key", "sesame")
+    server = Server(SEEDLING, "--api-key", "sesame", "--admin-api-key", "barley")
     yield server
     server.stop()
 
@@ -262,8 +262,18 @@ def test_a_wrong_key_is_told_and_the_right_one_opens(browser: Any, locked: Serve
     assert "sesame" not in page.evaluate("() => JSON.stringify(localStorage)")
     view(page, "Live")
     expect(page.locator(".tree .root")).to_be_attached()
-    expect(page.get_by_role("checkbox", name="Texts and ids")).not_to_be_checked()
-    assert all("401" in complaint for complaint in page.complaints)
+    texts = page.get_by_role("checkbox", name="Texts and ids")
+    expect(texts).not_to_be_checked()
+    texts.click()
+    expect(page.get_by_role("alert")).to_contain_text("admin_key_needed")
+    expect(texts).not_to_be_checked()
+    page.get_by_role("button", name="API key").click()
+    key.fill("barley")
+    page.keyboard.press("Enter")
+    page.get_by_role("checkbox", name="Texts and ids").check()
+    page.locator(".tree .edge").last.focus()
+    expect(page.locator(".tree-info .snippet")).to_be_visible()
+    assert all("401" in complaint or "403" in complaint for complaint in page.complaints)
     page.context.close()
 
 

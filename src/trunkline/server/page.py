@@ -136,6 +136,7 @@ class _Page:
                 "thinking": template is not None and "enable_thinking" in template.variables,
                 "grammar": config.grammar.backend != "none",
                 "prefix_cache": config.cache.prefix_cache,
+                "admin_key": config.server.admin_api_key is not None,
                 "parameters": self._parameters(),
             }
         )

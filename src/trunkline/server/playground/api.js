@@ -33,6 +33,7 @@ export class ApiError extends Error {
 const FIXES = {
   unreachable: "Is the server still running? The page tries again by itself.",
   invalid_api_key: "Enter the server's API key (the key sign at the top).",
+  admin_key_needed: "Enter the administrator's key instead (the key sign at the top).",
   queue_full: "Wait a moment, then try again.",
   engine_dead: "The engine restarts by itself; try again in a few seconds.",
   no_chat_template: "This model completes text: use Complete.",

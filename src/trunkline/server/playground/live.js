@@ -1,6 +1,6 @@
 // The engine at work: what it holds, what runs, and how fast.
 
-import { errorCard, get, key, stream } from "./api.js";
+import { errorCard, get, stream } from "./api.js";
 import { announce, button, duration, h, number, percent, plural, s, short } from "./dom.js";
 import { treeDrawing } from "./tree.js";
 
@@ -65,8 +65,8 @@ function timeline(steps, width) {
 }
 
 export function liveView(about) {
-  let details = (sessionStorage.getItem(DETAILS) ?? (key.get() ? "no" : "yes")) === "yes";
-  let timer = null, active = false, paused = false, steps = [], samples = [], speeds = [], seen = null, pointed = null;
+  let details = (sessionStorage.getItem(DETAILS) ?? (about.admin_key ? "no" : "yes")) === "yes";
+  let timer = null, active = false, paused = false, steps = [], samples = [], speeds = [], seen = null, pointed = null, refused = 0;
   const tiles = {
     speed: tile("Tokens per second", "Tokens sampled, over the last seconds"),
     hits: tile("Cache hit rate", "Share of the prompt tokens since the start that came from the cache"),
@@ -154,16 +154,18 @@ export function liveView(about) {
       const since = steps.at(-1)?.step ?? -1;
       const snapshot = await get(`v1/live${details ? "/details" : ""}?since=${since}`);
       if (!active) return;
-      problem.replaceChildren();
+      if (Date.now() - refused > 6000) problem.replaceChildren(); // a refusal stays long enough to be read
       show(snapshot);
     } catch (error) {
       wait = LATER;
-      if (details && (error.status === 401 || error.status === 403) && seen) {
+      if (details && (error.status === 401 || error.status === 403)) {
         details = toggle.checked = false;
+        sessionStorage.setItem(DETAILS, "no");
         announce("Texts need the administrator's key");
-        wait = 0;
+        wait = EVERY;
       }
       problem.replaceChildren(errorCard(error));
+      refused = Date.now();
     }
     clearTimeout(timer);
     timer = setTimeout(poll, wait);
