@@ -18,7 +18,9 @@ from trunkline.metrics.prometheus import Metrics
 from trunkline.server.call import ServedModel
 from trunkline.server.gate import Gate
 from trunkline.server.routes import build_app
+from trunkline.server.tools.formats import tool_format
 from trunkline.text.chat_template import ChatTemplate
+from trunkline.text.reasoning import reasoning_format
 from trunkline.text.tokenizer import Tokenizer
 
 CORPUS = "Hello, world! How are you? The quick brown fox. Grüße, señor. 日本語のテキスト 🎉👩‍👩‍👧 END STOP "
@@ -103,6 +105,8 @@ def make_app(
         template=None if template is None else ChatTemplate(template, tokenizer.special_tokens),
         defaults=defaults,
         weight_version="v7",
+        reasoning=reasoning_format(config.server.reasoning_parser, template or ""),
+        tools=tool_format(config.server.tool_call_parser, template or ""),
     )
     return build_app(Frontend(client, tokenizer, config), model, Metrics("tiny"))
 

@@ -251,11 +251,11 @@ RELATED: list[tuple[str, dict[str, Any], str, str]] = [
     (CHAT, {"max_tokens": 3, "max_completion_tokens": 4}, "invalid_value", "max_tokens"),
     (CHAT, {"continue_final_message": True}, "invalid_value", "continue_final_message"),
     (CHAT, {"reasoning_effort": "high"}, "unsupported_field", "reasoning_effort"),
-    (CHAT, {"tool_choice": "required"}, "unsupported_field", "tool_choice"),
+    (CHAT, {"tool_choice": "required"}, "invalid_value", "tool_choice"),
     (
         CHAT,
         {"tool_choice": {"type": "function", "function": {"name": "f"}}},
-        "unsupported_field",
+        "invalid_value",
         "tool_choice",
     ),
     (

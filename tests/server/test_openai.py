@@ -56,6 +56,8 @@ async def test_chat(http: httpx.AsyncClient, client: FakeClient) -> None:
             "completion_tokens": 23,
             "total_tokens": 44,
             "prompt_tokens_details": {"cached_tokens": 8},
+            "completion_tokens_details": {"reasoning_tokens": 0},
+            "reasoning_tokens": 0,
         },
     }
 
@@ -133,6 +135,9 @@ BODIES: list[tuple[str, dict[str, Any]]] = [
         {"tools": TOOLS},
         {"tools": TOOLS, "tool_choice": "none"},
         {"tools": TOOLS, "logprobs": True, "n": 2},
+        {"tools": TOOLS, "chat_template_kwargs": {"enable_thinking": True}},
+        {"separate_reasoning": False, "stop": "END"},
+        {"stream_reasoning": False, "logprobs": True},
         {"stop_token_ids": [14]},
         {"ignore_eos": True, "max_tokens": 4},
     )
@@ -154,12 +159,19 @@ def from_stream(events: list[dict[str, Any]]) -> dict[str, Any]:
     choices: dict[int, dict[str, Any]] = {}
     for choice in itertools.chain.from_iterable(event["choices"] for event in events):
         seen = choices.setdefault(
-            choice["index"], {"text": "", "calls": [], "tokens": [], "finish": None, "matched": None}
+            choice["index"],
+            {"text": "", "reasoning": "", "calls": [], "tokens": [], "finish": None, "matched": None},
         )
         assert seen["finish"] is None, "nothing follows a finish reason"
         delta = choice.get("delta", {})
         seen["text"] += choice.get("text", "") + delta.get("content", "")
-        seen["calls"] += [call["function"] for call in delta.get("tool_calls", [])]
+        for call in delta.get("tool_calls", []):
+            if "id" in call:
+                assert call["index"] == len(seen["calls"]) and call["type"] == "function"
+                seen["calls"].append(dict(call["function"]))
+            else:
+                seen["calls"][call["index"]]["arguments"] += call["function"]["arguments"]
+        seen["reasoning"] += delta.get("reasoning_content", "")
         seen["tokens"] += tokens_of(choice["logprobs"])
         seen["finish"], seen["matched"] = choice["finish_reason"], choice["matched_stop"]
     return {"choices": choices, "usage": events[-1]["usage"]}
@@ -171,6 +183,7 @@ def from_whole(answer: dict[str, Any]) -> dict[str, Any]:
         message = choice.get("message", {})
         choices[choice["index"]] = {
             "text": choice.get("text", "") + (message.get("content") or ""),
+            "reasoning": message.get("reasoning_content", ""),
             "calls": [call["function"] for call in message.get("tool_calls", [])],
             "tokens": tokens_of(choice["logprobs"]),
             "finish": choice["finish_reason"],
@@ -187,7 +200,17 @@ def tokens_of(logprobs: dict[str, Any] | None) -> list[Any]:
     return list(zip(*logprobs.values(), strict=True))
 
 
-@pytest.mark.parametrize("reply", [REPLY, f"Let me see. {CALL}", f"{CALL}\n{CALL}", "<tool_call>{broken", ""])
+@pytest.mark.parametrize(
+    "reply",
+    [
+        REPLY,
+        f"<think>\nHm {CALL}\n</think>\n\n{CALL} END",
+        f"Let me see. {CALL}",
+        f"{CALL}\n{CALL}",
+        "<tool_call>{broken",
+        "",
+    ],
+)
 @pytest.mark.parametrize(("route", "body"), BODIES)
 async def test_streaming_equals_not_streaming(
     tokenizer: Tokenizer, config: EngineConfig, reply: str, route: str, body: dict[str, Any]

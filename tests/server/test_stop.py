@@ -9,8 +9,8 @@ from collections.abc import Iterator, Sequence
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
 from trunkline.server.tools.hermes import HermesParser, ToolCall
+
 from trunkline.text.stop import StopMatcher
 
 AB = st.text("ab<", max_size=12)

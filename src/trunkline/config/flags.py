@@ -72,6 +72,16 @@ def spelling(attribute: str) -> str:
 
 
 DTYPES = ("auto", "float32", "float", "bfloat16")
+# The names in `text/reasoning.py` and `server/tools/formats.py`; a test holds them equal.
+REASONING_PARSERS = (
+    "auto", "none", "gpt-oss", "kimi_k2", "kimi", "mistral", "qwen3", "deepseek-v3", "deepseek-r1",
+    "qwen3-thinking", "glm45", "interns1", "nemotron_3", "minimax", "step3",
+)  # fmt: skip
+TOOL_CALL_PARSERS = (
+    "auto", "none", "gpt-oss", "deepseekv32", "deepseekv3", "deepseekv31", "kimi_k2", "mistral",
+    "qwen3_coder", "minimax-m2", "glm47", "glm45", "glm", "hermes", "qwen", "qwen25", "interns1",
+    "hunyuan", "lfm2", "pythonic", "llama3", "json",
+)  # fmt: skip
 ENGINE_GROUPS = ("model", "memory", "scheduling", "server", "observability")
 LOG_LEVELS = ("debug", "info", "warning", "error", "critical")
 
@@ -262,6 +272,16 @@ class Args:
     )  # fmt: skip
     chat_template: str | None = flag(
         "path", "Jinja file that replaces the model folder's chat template", sets="server.chat_template",
+        group="server",
+    )  # fmt: skip
+    reasoning_parser: str = flag(
+        "text", "how the model marks its reasoning, which is told apart from the answer. auto: what the "
+        "chat template shows; none: reasoning is left in the answer", default="auto",
+        choices=REASONING_PARSERS, sets="server.reasoning_parser", group="server",
+    )  # fmt: skip
+    tool_call_parser: str = flag(
+        "text", "how the model writes tool calls. auto: what the chat template shows; none: calls are left "
+        "in the answer", default="auto", choices=TOOL_CALL_PARSERS, sets="server.tool_call_parser",
         group="server",
     )  # fmt: skip
     sampling_defaults: str = flag(

@@ -196,9 +196,8 @@ _REFUSED: Mapping[str, str] = {
     "structured output is not built yet": """
         --constrained-json-whitespace-pattern --constrained-json-disable-any-whitespace
         --constrained-json-max-whitespace-cnt --disable-outlines-disk-cache""",
-    "choosing a tool-call or reasoning parser is not built yet; drop the flag": """
-        --reasoning-parser --tool-call-parser --tool-server --default-chat-template-kwargs
-        --strip-thinking-cache --enable-strict-thinking""",
+    "thinking is bounded by max_thinking_tokens, and templates are given values by each request": """
+        --tool-server --default-chat-template-kwargs --strip-thinking-cache --enable-strict-thinking""",
     "there is one implementation of each operation for each device; choosing a kernel is not built yet": """
         --attention-backend --decode-attention-backend --prefill-attention-backend --sampling-backend
         --enable-lean-attention --enable-nvidia-megakernel --enable-amd-monokernel --bf16-gemm-backend

@@ -220,6 +220,8 @@ def _server(args: Args, max_running: int, why: dict[str, str]) -> ServerConfig:
         max_body=args.max_body_size,
         drain_timeout=args.drain_timeout,
         chat_template=args.chat_template,
+        reasoning_parser=args.reasoning_parser,
+        tool_call_parser=args.tool_call_parser,
         sampling_defaults="openai" if args.sampling_defaults == "openai" else "model",
         log_level=args.log_level,  # type: ignore[arg-type]  # the table has checked it
         max_sessions=args.max_sessions,

@@ -95,6 +95,8 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     max_body: int = 32 * 2**20  # bytes
     drain_timeout: float = 30.0  # seconds for requests in progress when the server is told to stop
     chat_template: str | None = None  # file that replaces the model folder's template
+    reasoning_parser: str = "auto"  # how reasoning is told apart: a name, "auto" by the template, "none"
+    tool_call_parser: str = "auto"  # the format of tool calls, likewise
     sampling_defaults: Literal["model", "openai"] = "model"  # whose defaults fill absent sampling fields
     log_level: Literal["debug", "info", "warning", "error", "critical"] = "info"
     max_sessions: int = 1024  # open at once

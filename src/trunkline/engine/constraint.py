@@ -12,14 +12,22 @@ from trunkline.engine.fields import Flag, Object, Rule, Text, read_fields, wrong
 from trunkline.types import GrammarKind, GrammarSpec, RequestError
 
 MAX_SOURCE = 2**20  # characters of a grammar
-THINK_END = "</think>"  # what the reasoning families write behind their reasoning
 
 
 class Constraint(NamedTuple):
-    """What an output must match, and the field that asked for it, for errors."""
+    """What an output must match, and the field that asked for it, for errors. `origins`: places in a
+    structural tag, by pointer, that stand for schemas of other fields."""
 
     spec: GrammarSpec
     field: str
+    origins: tuple[tuple[str, str], ...] = ()
+
+    def locate(self, pointer: str) -> tuple[str, str]:
+        """The field that a pointer into the source points into, and the pointer there."""
+        for place, name in self.origins:
+            if pointer.startswith(f"{place}/"):
+                return name, pointer[len(place) :].partition("/json_schema")[2]
+        return self.field, pointer
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from typing import Any, Protocol
 import msgspec
 
 from trunkline.config.schema import SECRETS, EngineConfig
-from trunkline.engine.constraint import THINK_END, Constraint
+from trunkline.engine.constraint import Constraint
 from trunkline.engine.fields import INT64_MAX
 from trunkline.engine.journal import Journal, Origin, Record
 from trunkline.engine.prefix_miss import miss_report
@@ -26,6 +26,7 @@ from trunkline.engine.sessions import SessionRef, Sessions, Turn
 from trunkline.grammar.protocol import GrammarError
 from trunkline.messages import AddRequest, FlushDone, Ready, Snapshot, Stats, TokensOut
 from trunkline.text.output import OutputText
+from trunkline.text.reasoning import Reasoning, ReasoningMeter, ReasoningSplitter
 from trunkline.text.tokenizer import Tokenizer
 from trunkline.types import (
     CacheKey,
@@ -74,8 +75,8 @@ class GenerationRequest:
     """One prompt and what to do with it. `params.n` completions come out.
 
     `clip_output`: `max_new_tokens` is only a default; where the context leaves less, it shrinks instead of
-    refusing the request. `add_special_tokens`: text of a chat template has its own. `reasons`: the output
-    begins with reasoning, which `constraint` does not bind. `pooling`: the answer is a vector, no token.
+    refusing the request. `add_special_tokens`: text of a chat template has its own. `shown`: texts that
+    are shown although they are special tokens. `pooling`: the answer is a vector, no token.
     """
 
     rid: str
@@ -87,11 +88,12 @@ class GenerationRequest:
     add_special_tokens: bool = True
     clip_output: bool = False
     constraint: Constraint | None = None
-    reasons: bool = False
+    reasoning: Reasoning | None = None
     max_thinking_tokens: int | None = None
     session: SessionRef | None = None  # what comes before `prompt`
     pooling: Pooling | None = None
     explain_prefix: bool = False  # report where the prompt left the prefix cache
+    shown: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,7 +109,8 @@ class Prepared:
 
 
 class Chunk(msgspec.Struct, frozen=True, kw_only=True):
-    """News of one completion. Counts are totals so far; `text`, `token_ids` and `logprobs` are new.
+    """News of one completion. Counts are totals so far; `text`, `reasoning`, `token_ids` and `logprobs` are
+    new. `reasoning` comes before `text`, of which it is no part.
 
     `index` counts completions over all prompts of a call: prompt x n + i. `prompt_logprobs`, `timing` and
     `prefix_miss` come once, with the first chunk. The last chunk of a completion has `finish`.
@@ -126,6 +129,8 @@ class Chunk(msgspec.Struct, frozen=True, kw_only=True):
     forced_tokens: int = 0  # of completion_tokens: those that the grammar dictated
     forced: Sequence[int] = ()  # indices into `token_ids` of the new ones among them
     embedding: bytes = b""  # of a pooled request, with its last chunk: float32, little-endian
+    reasoning: str = ""
+    reasoning_tokens: int | None = None  # of completion_tokens; None: nobody looks for reasoning
     finish: FinishReason | None
     timing: Timing | None = None
     prefix_miss: dict[str, Any] | None = None
@@ -201,12 +206,13 @@ class Frontend:
         )
 
     def _thinking(self, request: GenerationRequest) -> Thinking | None:
-        if not request.reasons:
+        if request.reasoning is None or not request.reasoning.gates:
             return None
-        end = self.tokenizer.encode(THINK_END, add_special_tokens=False)
+        mark = request.reasoning.format.end
+        end = self.tokenizer.encode(mark, add_special_tokens=False)
         if len(end) != 1:
             raise RequestError(
-                f"this model's tokenizer has no token {THINK_END}: where its reasoning ends can't be told",
+                f"this model's tokenizer has no token {mark}: where its reasoning ends can't be told",
                 code="no_reasoning",
                 param="require_reasoning",
             )
@@ -370,7 +376,11 @@ class Frontend:
         self, prepared: Prepared, add: AddRequest, index: int, number: int
     ) -> AsyncGenerator[Chunk, None]:
         """One completion, from its core request: the one with this number of its prompt."""
-        text = OutputText(self.tokenizer, prepared.params)
+        reasoning = prepared.request.reasoning
+        meter = None if reasoning is None else ReasoningMeter(reasoning)
+        splitter = None if reasoning is None else ReasoningSplitter(reasoning)
+        shown = self.tokenizer.special_ids_of(prepared.request.shown)
+        text = OutputText(self.tokenizer, prepared.params, shown=shown, meter=meter)
         forced, detokenize, traced = 0, 0.0, add.trace
         cached = retractions = 0  # kept: the last output of an aborted request does not know them
         async with aclosing(self.client.stream(add)) as outputs:
@@ -379,6 +389,7 @@ class Frontend:
                     raise _refusal(out.finish, prepared.request.constraint)
                 began = time.perf_counter() if traced else 0.0
                 delta, used, finish = text.feed(out.token_ids, out.finish)
+                thought, delta = _split(splitter, delta, finish is not None)
                 detokenize += time.perf_counter() - began if traced else 0.0
                 miss = out.prefix_miss
                 dictated = [index for index in out.forced if index < used]
@@ -398,6 +409,8 @@ class Frontend:
                     forced_tokens=forced,
                     forced=dictated,
                     embedding=out.embedding,
+                    reasoning=thought,
+                    reasoning_tokens=None if meter is None else meter.tokens,
                     finish=finish,
                     timing=out.timing,
                     prefix_miss=None if miss is None else miss_report(miss, self.tokenizer),
@@ -431,6 +444,17 @@ class Frontend:
             config["server"][name] = None if config["server"][name] is None else "set"
         ready: dict[str, Any] = msgspec.to_builtins(self.ready)
         return {**config, "ready": {name: value for name, value in ready.items() if name != "type"}}
+
+
+def _split(splitter: ReasoningSplitter | None, text: str, last: bool) -> tuple[str, str]:
+    """(reasoning, answer) of the next text."""
+    if splitter is None:
+        return "", text
+    thought, answer = splitter.feed(text)
+    if last:
+        more, rest = splitter.flush()
+        return thought + more, answer + rest
+    return thought, answer
 
 
 def _expand(prepared: Prepared, weight_version: str, explain: Explain, traced: bool) -> list[AddRequest]:
@@ -482,11 +506,12 @@ async def _naming_prompt(stream: AsyncGenerator[Chunk, None], position: int) -> 
 
 def _refusal(finish: FinishReason, constraint: Constraint | None) -> RequestError:
     if finish.pointer is not None and constraint is not None:
+        field, pointer = constraint.locate(finish.pointer)
         return GrammarError(
             finish.message or "this grammar is not supported",
             code=finish.code or "unsupported_grammar",
-            param=constraint.field,
-            pointer=finish.pointer,
+            param=field,
+            pointer=pointer,
         )
     return RequestError(
         finish.message or "the engine ended the request",

@@ -27,6 +27,7 @@ from trunkline.engine.fields import (
 )
 from trunkline.engine.frontend import Chunk, GenerationRequest, Prepared
 from trunkline.engine.sessions import SessionRef
+from trunkline.text.reasoning import Reasoning, ReasoningFormat
 from trunkline.text.tokenizer import Tokenizer
 from trunkline.types import (
     MAX_TOP_LOGPROBS,
@@ -183,8 +184,9 @@ class NativeCall:
     body: Mapping[str, Any]  # as it was sent
 
 
-def parse_call(body: Mapping[str, Any]) -> NativeCall:
-    """Raises RequestError for anything that can't be honoured exactly as written."""
+def parse_call(body: Mapping[str, Any], reasoning: ReasoningFormat | None) -> NativeCall:
+    """`reasoning`: how the model writes it. Raises RequestError for anything that can't be honoured exactly
+    as written."""
     fields = read_fields(GENERATE_FIELDS, body)
     if ("text" in fields) == ("input_ids" in fields):
         raise RequestError("give exactly one of text and input_ids", code="invalid_value", param="text")
@@ -198,8 +200,9 @@ def parse_call(body: Mapping[str, Any]) -> NativeCall:
 
     given_params = [dict(given or {}) for given in spread("sampling_params")]
     constraints = [take_constraint(given, "sampling_params.") for given in given_params]
-    reasons, most = fields.get("require_reasoning", False), fields.get("max_thinking_tokens")
-    if most is not None and not reasons:
+    most = fields.get("max_thinking_tokens")
+    reasons = _reasoning(fields, reasoning)
+    if most is not None and reasons is None:
         raise RequestError(
             "max_thinking_tokens needs require_reasoning: true",
             code="invalid_value",
@@ -228,7 +231,7 @@ def parse_call(body: Mapping[str, Any]) -> NativeCall:
             priority=fields.get("priority", 0),
             clip_output="max_new_tokens" not in given,
             constraint=constraint,
-            reasons=reasons,
+            reasoning=reasons,
             max_thinking_tokens=most,
             session=session,
             explain_prefix=fields.get("return_prefix_miss", False),
@@ -266,6 +269,19 @@ def _session(given: Mapping[str, Any] | None, session_id: str | None) -> Session
         replace=given.get("replace", False),
         drop_output=given.get("drop_previous_output", False),
     )
+
+
+def _reasoning(fields: Mapping[str, Any], found: ReasoningFormat | None) -> Reasoning | None:
+    """The answer's text stays whole."""
+    if not fields.get("require_reasoning"):
+        return None
+    if found is None:
+        raise RequestError(
+            "require_reasoning: this server has no reasoning parser (--reasoning-parser sets one)",
+            code="no_reasoning",
+            param="require_reasoning",
+        )
+    return Reasoning(found, inside=True, gates=True, separate=False)
 
 
 def sampling_params(fields: Mapping[str, Any], defaults: Mapping[str, Any] | None = None) -> SamplingParams:
@@ -318,7 +334,7 @@ class NativeOutput:
         self._latency = 0.0
 
     def add(self, chunk: Chunk) -> None:
-        self._text.append(chunk.text)
+        self._text += (chunk.reasoning, chunk.text)
         self._forced += (len(self._ids) + index for index in chunk.forced)
         self._ids += chunk.token_ids
         if chunk.prompt_logprobs is not None:
@@ -344,6 +360,8 @@ class NativeOutput:
             "weight_version": self._weight_version,
             "num_retractions": chunk.retractions,
         }
+        if chunk.reasoning_tokens is not None:
+            meta["reasoning_tokens"] = chunk.reasoning_tokens
         if self._prepared.request.constraint is not None:
             meta["forced_tokens"] = chunk.forced_tokens
         if self._call.return_forced:

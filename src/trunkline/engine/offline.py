@@ -32,6 +32,8 @@ from trunkline.engine.native import (
 )
 from trunkline.engine.scoring import ScoreResult, parse_score, scores_of
 from trunkline.engine.vectors import check_dimensions, parse_encode, vectors_of
+from trunkline.text.chat_template import ChatTemplate
+from trunkline.text.reasoning import ReasoningFormat, reasoning_format
 from trunkline.text.tokenizer import Tokenizer
 from trunkline.types import RequestError
 
@@ -60,6 +62,11 @@ class Engine:
         observe = msgspec.structs.replace(resolved.config.observe, prefix_miss_tokens=True)  # all are his own
         self.config = msgspec.structs.replace(resolved.config, scheduler=scheduler, observe=observe)
         self.tokenizer = Tokenizer.load(self.config.model.tokenizer_path or self.config.model.path)
+        folder, server = self.config.model.tokenizer_path or self.config.model.path, self.config.server
+        template = ChatTemplate.load(folder, self.tokenizer.special_tokens, server.chat_template)
+        self._reasoning = reasoning_format(
+            server.reasoning_parser, "" if template is None else template.source
+        )
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="trunkline-frontend", daemon=True)
         self._thread.start()
@@ -91,7 +98,7 @@ class Engine:
         With `stream`, an iterator of dicts whose text is cumulative; those of a list carry "index".
         Raises RequestError; for a list it names the prompt, and the other prompts are aborted.
         """
-        call = _parse(prompt, sampling_params, input_ids, stream, fields)
+        call = _parse(prompt, sampling_params, input_ids, stream, fields, self._reasoning)
         if stream:
             return self._iterate(call)
         return self._wait(self._gather(call))
@@ -106,7 +113,7 @@ class Engine:
         **fields: Any,
     ) -> Answer | list[Answer] | AsyncIterator[Answer]:
         """`generate` for asyncio: awaits without blocking the caller's loop. Cancelling aborts."""
-        call = _parse(prompt, sampling_params, input_ids, stream, fields)
+        call = _parse(prompt, sampling_params, input_ids, stream, fields, self._reasoning)
         if stream:
             return self._iterate_async(call)
         return await asyncio.wrap_future(self._submit(self._gather(call)))
@@ -337,7 +344,12 @@ def _given(named: Mapping[str, Any], fields: Mapping[str, Any]) -> Answer:
 
 
 def _parse(
-    prompt: Any, sampling_params: Any, input_ids: Any, stream: bool, fields: Mapping[str, Any]
+    prompt: Any,
+    sampling_params: Any,
+    input_ids: Any,
+    stream: bool,
+    fields: Mapping[str, Any],
+    reasoning: ReasoningFormat | None,
 ) -> NativeCall:
     named = {"text": prompt, "sampling_params": sampling_params, "input_ids": input_ids, "stream": stream}
     given = {name: value for name, value in named.items() if value is not None}
@@ -346,4 +358,4 @@ def _parse(
         raise RequestError(
             f"generate() has no argument {unknown!r}: check its spelling", code="unknown_field", param=unknown
         )
-    return parse_call({**given, **fields})
+    return parse_call({**given, **fields}, reasoning)

@@ -19,6 +19,7 @@ class Usage:
         self.completion_tokens = 0
         self._forced: dict[int, int] = {}  # by completion
         self.prefix_miss: dict[str, Any] | None = None  # of the first prompt, when asked for
+        self._reasoning: dict[int, int] = {}
 
     @property
     def cached_tokens(self) -> int:
@@ -36,6 +37,11 @@ class Usage:
     def cached_of(self, position: int) -> int:
         return self._cached.get(position, 0)
 
+    @property
+    def reasoning_tokens(self) -> int | None:
+        """Of the completion tokens; None where nobody looked for reasoning."""
+        return sum(self._reasoning.values()) if self._reasoning else None
+
     def add(self, chunk: Chunk) -> None:
         prompt, completion = divmod(chunk.index, self._n)
         if prompt not in self._cached:
@@ -48,3 +54,5 @@ class Usage:
             self.prefix_miss = chunk.prefix_miss
         if chunk.forced_tokens:
             self._forced[chunk.index] = chunk.forced_tokens
+        if chunk.reasoning_tokens is not None:
+            self._reasoning[chunk.index] = chunk.reasoning_tokens

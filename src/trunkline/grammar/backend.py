@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from trunkline.grammar.json_text import Layout
@@ -16,11 +16,15 @@ class Backend(Protocol):
     """Compiles for one tokenizer. Safe to share between threads."""
 
     tokens: TokenTable
+    specials: Mapping[str, int]  # texts of special tokens, but for EOS
     _layout: Layout
 
     def __init__(self, vocabulary: Vocabulary, eos_ids: Sequence[int], layout: Layout | None = None) -> None:
         """`eos_ids`: the tokens that may end a constrained text, at least one. Raises ValueError for none."""
         self.tokens = TokenTable(vocabulary, eos_ids)
+        named = sorted(vocabulary.special_ids - set(eos_ids))
+        pieces = ((vocabulary.piece(token).decode("utf-8", "replace"), token) for token in named)
+        self.specials = {text: token for text, token in pieces if text}
         self._layout = layout or Layout()
 
     def new_text(self) -> GrammarText:

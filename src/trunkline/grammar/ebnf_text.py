@@ -7,7 +7,7 @@ by state, and languages by the states of their automata, within a bound.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple, NoReturn
 
 from trunkline.grammar.automaton import Automaton, nullable, splits
@@ -48,14 +48,21 @@ class EbnfGrammar(GrammarText):
 
     has_states = False
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, specials: Mapping[str, int] | None = None) -> None:
+        super().__init__(specials)
         self._rules_of: dict[str, _Rule] = {}
         self._automaton = Automaton(MAX_DERIVATIVES)
         self._states = 0
 
     def define(self, rule: str, options: list[str], *, parametric: bool = False) -> None:
         self._rules_of[rule] = _Rule(options, parametric)
+
+    def _token(self, token_id: int) -> str:
+        mark = next(text for text, known in self._specials.items() if known == token_id)
+        raise GrammarError(
+            f"the special token {mark[:40]!r} in a grammar needs --grammar-backend llguidance",
+            code="unsupported_grammar",
+        )
 
     def define_until(self, rule: str, mark: str) -> None:
         marked = concat([EVERYTHING, literal(mark)])

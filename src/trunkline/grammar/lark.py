@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from trunkline.grammar.regex import (
     EVERYTHING,
     Both,
@@ -23,8 +25,8 @@ _VALID = "/(?s:.*)/"
 class LarkGrammar(GrammarText):
     """Parametric rules and lazy terminals are its own."""
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, specials: Mapping[str, int] | None = None) -> None:
+        super().__init__(specials)
         # Masks hold every token that may come next, also where the text is forced.
         self._add('%llguidance {"no_forcing": true}')
 
@@ -33,6 +35,9 @@ class LarkGrammar(GrammarText):
 
     def define_until(self, rule: str, mark: str) -> None:
         self._add(f"{rule}[lazy]: {self.terminal(concat([EVERYTHING, literal(mark)]))}")
+
+    def _token(self, token_id: int) -> str:
+        return f"<[{token_id}]>"
 
     def _define_terminal(self, name: str, node: Node) -> None:
         self._add(f"{name}: {expression(node)}")

@@ -6,6 +6,7 @@ It only ever sees Lark grammars that are written here, so what is accepted is de
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Sequence
 
 import llguidance
@@ -44,6 +45,9 @@ _PLAIN = r'[^"\\\x00-\x1F\x7F]'
 SLICES = (r"[\x20\x0A\x0D\x09]+", *(f"{_PLAIN}{{1,{size}}}" for size in (3, 6, 10, 16, 30)), f"{_PLAIN}+")
 
 
+_SPECIAL = re.compile(r"<\[([0-9]+)\]>")  # as it stands in a grammar; texts have no such characters there
+
+
 class _Source:
     """What llguidance's tokenizer wrapper asks for."""
 
@@ -57,7 +61,7 @@ class _Source:
         self.special_token_ids = sorted(special)
         self.tokens = [
             # A special token has bytes of its own, told apart by 0xFF; other tokens are never without bytes.
-            b"\xff<special>" if token in special else vocabulary.piece(token)
+            b"\xff<special>" + vocabulary.piece(token) if token in special else vocabulary.piece(token)
             for token in range(vocabulary.num_tokens)
         ]
 
@@ -78,7 +82,7 @@ class LlguidanceBackend(Backend):
         )
 
     def new_text(self) -> LarkGrammar:
-        return LarkGrammar()
+        return LarkGrammar(self.specials)
 
     def compile_text(self, text: str, kind: GrammarKind) -> CompiledGrammar:
         matcher = llguidance.LLMatcher(
@@ -92,14 +96,18 @@ class LlguidanceBackend(Backend):
         if matcher.is_error():
             log.info("llguidance: %s", matcher.get_error())
             raise GrammarError("the grammar is beyond the limits of its backend", code="grammar_too_complex")
-        return CompiledGrammar(self.tokens, _Parser(self._trie, matcher), BYTES_PER_GRAMMAR + 16 * len(text))
+        named = set(map(int, _SPECIAL.findall(text)))
+        parser = _Parser(self._trie, matcher, bool(named))
+        return CompiledGrammar(self.tokens.with_special(named), parser, BYTES_PER_GRAMMAR + 16 * len(text))
 
 
 class _Parser:
     """`matcher.Parser` over llguidance's. EOS never reaches the latter: it would close it for rollback."""
 
-    def __init__(self, trie: llguidance.LLTokenizer, inner: llguidance.LLMatcher) -> None:
+    def __init__(self, trie: llguidance.LLTokenizer, inner: llguidance.LLMatcher, special: bool) -> None:
+        """`special`: the grammar names special tokens."""
         self._trie = trie
+        self._special = special
         self._inner = inner
 
     def fill_mask(self, row: MaskRow) -> None:
@@ -118,7 +126,11 @@ class _Parser:
         self._check()
 
     def forced_text(self) -> bytes:
-        text: bytes = b"" if self._inner.is_stopped() else self._inner.compute_ff_bytes()
+        if self._inner.is_stopped():
+            return b""
+        # Having forced a special token, a matcher computes no more masks, so a copy is asked.
+        inner = self._inner.deep_copy() if self._special else self._inner
+        text: bytes = inner.compute_ff_bytes()
         return text
 
     def count_valid(self, token_ids: list[int]) -> int:
@@ -140,7 +152,7 @@ class _Parser:
         return self._inner.is_stopped() and not self._inner.is_error()
 
     def copy(self) -> _Parser:
-        return _Parser(self._trie, self._inner.deep_copy())
+        return _Parser(self._trie, self._inner.deep_copy(), self._special)
 
     def _check(self) -> None:
         if self._inner.is_error():

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Collection, Sequence
+from copy import copy
 from typing import Protocol, Self
 
 import numpy as np
 
 from trunkline.grammar.canonical import canonical_tokens
 from trunkline.grammar.protocol import MaskRow, Vocabulary
+
+_SPECIAL = re.compile(rb"\xff\[([0-9]+)\]")
 
 
 class Parser(Protocol):
@@ -24,7 +28,8 @@ class Parser(Protocol):
     def rollback(self, count: int) -> None:
         """Raises GrammarError."""
 
-    def forced_text(self) -> bytes: ...
+    def forced_text(self) -> bytes:
+        """Text that must come next; b"\\xff[ID]" in it stands for a special token."""
 
     def count_valid(self, token_ids: list[int]) -> int:
         """How many of the tokens may follow one after the other."""
@@ -60,6 +65,16 @@ class TokenTable:
         never[sorted(vocabulary.special_ids | set(eos_ids))] = True
         never[vocabulary.num_tokens :] = True
         self.text_mask = np.packbits(~never, bitorder="little").view(np.int32)
+
+    def with_special(self, token_ids: Collection[int]) -> TokenTable:
+        """The same, with these special tokens among those that may come."""
+        if not token_ids:
+            return self
+        tokens = copy(self)
+        tokens.text_mask = self.text_mask.copy()
+        for token in token_ids:
+            tokens.text_mask.view(np.uint32)[token >> 5] |= np.uint32(1 << (token & 31))
+        return tokens
 
     def is_text(self, token_id: int) -> bool:
         word = token_id >> 5
@@ -114,7 +129,10 @@ class TokenMatcher:
         text = self._parser.forced_text()
         if not text:
             return []
-        ends = self._parser.ends_after(text)
+        if special := _SPECIAL.match(text):
+            return [int(special[1])]
+        text, cut, _ = text.partition(b"\xff")  # a special token ends the text before it
+        ends = bool(cut) or self._parser.ends_after(text)
         tokens = canonical_tokens(self._tokens.vocabulary, self._taken, text, ends=ends)
         return tokens[: self._parser.count_valid(tokens)] if tokens else []
 

@@ -7,6 +7,8 @@ dialects share: names, groups, `|`, `*`, `+`, `?`, `{low,high}` and `""`.
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from typing import Protocol
 
 from trunkline.grammar.protocol import GrammarError
@@ -22,9 +24,15 @@ class GrammarText(Protocol):
     _terminals: dict[Node, str]
     _size: int
     _rules: int
+    _specials: Mapping[str, int]
+    _special: re.Pattern[str]
     has_states: bool = True  # else parametric rules are written out, and better avoided
 
-    def __init__(self) -> None:
+    def __init__(self, specials: Mapping[str, int] | None = None) -> None:
+        """`specials`: fixed texts that one special token writes, and its id."""
+        self._specials = specials or {}
+        marks = sorted(self._specials, key=len, reverse=True)
+        self._special = re.compile(f"({'|'.join(map(re.escape, marks))})" if marks else "(?!)")
         self._lines = []
         self._terminals = {}
         self._size = 0
@@ -39,7 +47,20 @@ class GrammarText(Protocol):
         return name
 
     def text(self, text: str) -> str:
-        return self.terminal(literal(text))
+        """A fixed text that is not empty; special tokens in it as such."""
+        parts = [part for part in self._special.split(text) if part]
+        return " ".join(
+            self._token(self._specials[part]) if part in self._specials else self.terminal(literal(part))
+            for part in parts
+        )
+
+    def special_at(self, text: str) -> int:
+        """Where a text has its first special token; -1: nowhere."""
+        found = self._special.search(text)
+        return -1 if found is None else found.start()
+
+    def _token(self, token_id: int) -> str:
+        """A token by its id. Raises GrammarError where the dialect has no such thing."""
 
     def new_rule(self) -> str:
         self._rules += 1

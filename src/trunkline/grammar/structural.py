@@ -17,20 +17,24 @@ from trunkline.grammar.regex import EVERYTHING, both, concat, literal, match_lan
 from trunkline.grammar.rules import GrammarText
 from trunkline.grammar.schema import add_schema
 
-FORMATS = frozenset("const_string json_schema regex any_text sequence or tag triggered_tags".split())
+FORMATS = frozenset(
+    "const_string json_schema regex any_text sequence or optional tag triggered_tags "
+    "tags_with_separator".split()
+)
 MAX_DEPTH = 30
 _NUMERIC = frozenset("0123456789.eE+-")
 
 
-def structural_grammar(grammar: GrammarText, source: str, layout: Layout) -> None:
-    """Write a tag's rules. Raises GrammarError with a pointer into the tag."""
+def structural_grammar(grammar: GrammarText, source: str, layout: Layout, *, ordered: bool = False) -> None:
+    """Write a tag's rules. `ordered`: members of objects come in the order of their schema.
+    Raises GrammarError with a pointer into the tag."""
     try:
         tag = json.loads(source)
     except (ValueError, RecursionError) as error:
         raise GrammarError(f"the structural tag is no JSON: {error}", code="invalid_grammar") from error
     if not isinstance(tag, dict) or tag.get("type", "structural_tag") != "structural_tag":
         _invalid("", 'expected an object of type "structural_tag"')
-    writer = _Writer(grammar, layout)
+    writer = _Writer(grammar, layout, ordered)
     if "format" in tag:
         written = writer.element(tag["format"], "/format", "", 0)
     else:
@@ -80,9 +84,10 @@ def _text(value: Any, pointer: str) -> str:
 
 
 class _Writer:
-    def __init__(self, grammar: GrammarText, layout: Layout) -> None:
+    def __init__(self, grammar: GrammarText, layout: Layout, ordered: bool) -> None:
         self.grammar = grammar
         self._layout = layout
+        self._ordered = ordered
 
     def element(self, format_: Any, pointer: str, end: str, depth: int) -> str:
         """Right side for a format that is followed by the text `end`, which it takes with it; "": by nothing
@@ -99,6 +104,8 @@ class _Writer:
             case "regex":
                 pattern = _text(format_.get("pattern"), f"{pointer}/pattern")
                 node = match_language(pattern)
+                if self.grammar.special_at(end) == 0:  # no text goes on into it
+                    return f"{self.grammar.terminal(node)} {self.grammar.text(end)}"
                 if end:  # one terminal: the pattern might go on into what ends it
                     node = concat([both([node, self._without([end])]), literal(end)])
                 return self.grammar.terminal(node)
@@ -108,8 +115,12 @@ class _Writer:
                 return self._sequence(format_.get("elements"), pointer, end, depth)
             case "or":
                 return self._or(format_.get("elements"), pointer, end, depth)
+            case "optional":
+                return self._optional(format_.get("content"), pointer, end, depth)
             case "tag":
                 return self._tag(format_, pointer, end, depth)
+            case "tags_with_separator":
+                return self._separated(format_, pointer, end, depth)
             case "triggered_tags":
                 return self._triggered(format_, pointer, end, depth)
         _refuse(f"{pointer}/type", f"the format {format_['type'][:40]!r} is not supported")
@@ -127,7 +138,7 @@ class _Writer:
         if end[:1] in _NUMERIC and end:
             _refuse(pointer, "a value that is followed by a text that could belong to a number")
         try:
-            rule = add_schema(self.grammar, json.dumps(schema), self._layout)
+            rule = add_schema(self.grammar, json.dumps(schema), self._layout, ordered=self._ordered)
         except GrammarError as error:
             place = pointer + error.pointer
             raise GrammarError(error.message, code=error.code, pointer=place) from error
@@ -139,6 +150,11 @@ class _Writer:
 
     def _until(self, mark: str) -> str:
         """A rule for free text up to and with the first `mark`."""
+        special = self.grammar.special_at(mark)
+        if special == 0:  # which free text has none of
+            return f"{self.grammar.terminal(EVERYTHING)} {self.grammar.text(mark)}"
+        if special > 0:
+            _refuse("", f"free text before {mark[:40]!r}, which holds a special token behind other text")
         rule = self.grammar.new_rule()
         self.grammar.define_until(rule, mark)
         return rule
@@ -190,6 +206,36 @@ class _Writer:
         inner = self.element(content, f"{pointer}/content", own_end, depth + 1)
         return self._after(self._joined(self._literal(begin) if begin else "", inner), end)
 
+    def _optional(self, content: Any, pointer: str, end: str, depth: int) -> str:
+        if _is_open(content):
+            _refuse(pointer, "text without an end of its own that may be left out")
+        return self._after(f"({self.element(content, f'{pointer}/content', '', depth + 1)})?", end)
+
+    def _separated(self, format_: dict[str, Any], pointer: str, end: str, depth: int) -> str:
+        """Tags with a text between them, and nothing else."""
+        for word in format_:
+            if word not in ("type", "tags", "separator", "at_least_one", "stop_after_first"):
+                _refuse(f"{pointer}/{word}", "an option that is not supported")
+        tags = format_.get("tags")
+        if not isinstance(tags, list) or not tags:
+            _invalid(f"{pointer}/tags", "expected a list of tags")
+        separator = _text(format_.get("separator", ""), f"{pointer}/separator")
+        options = []
+        for index, tag in enumerate(tags):
+            place = f"{pointer}/tags/{index}"
+            if not isinstance(tag, dict) or tag.get("type") != "tag":
+                _invalid(place, "expected a tag")
+            if _is_open(tag):
+                _refuse(place, "a tag without an end, followed by another")
+            options.append(self.element(tag, place, "", depth + 1))
+        one = self.grammar.new_rule()
+        self.grammar.define(one, options)
+        more = self._joined(self.grammar.text(separator) if separator else "", one)
+        written = one if format_.get("stop_after_first") else f"{one} ({more})*"
+        if not format_.get("at_least_one"):
+            written = f"({written})?"
+        return self._after(written, end)
+
     def _triggered(self, format_: dict[str, Any], pointer: str, end: str, depth: int) -> str:
         triggers, tags = format_.get("triggers"), format_.get("tags")
         if (
@@ -238,7 +284,9 @@ class _Writer:
         return options
 
     def _repeated(self, format_: dict[str, Any], segment: str, marks: list[str], end: str) -> str:
-        tail = self._until(end) if end else self.grammar.terminal(self._without(marks))
+        spelled = [mark for mark in marks if self.grammar.special_at(mark) != 0]
+        free = self._without(spelled) if spelled else EVERYTHING
+        tail = self._until(end) if end else self.grammar.terminal(free)
         if format_.get("stop_after_first"):
             done = self._after(segment, end)
             return done if format_.get("at_least_one") else f"({done} | {tail})"
@@ -257,6 +305,8 @@ def _is_open(format_: Any) -> bool:
         case "sequence" | "or":
             elements = format_.get("elements")
             return isinstance(elements, list) and any(map(_is_open, elements))
+        case "optional":
+            return _is_open(format_.get("content"))
         case "tag":
             return not format_.get("end") and _is_open(format_.get("content"))
     return False

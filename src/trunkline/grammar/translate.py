@@ -32,7 +32,7 @@ def write_grammar(spec: GrammarSpec, layout: Layout, grammar: GrammarText) -> st
         case "ebnf":
             ebnf_grammar(grammar, spec.source)
         case "structural_tag":
-            structural_grammar(grammar, spec.source, layout)
+            structural_grammar(grammar, spec.source, layout, ordered=spec.ordered)
         case _:
             raise GrammarError(f"{spec.kind} is not known", code="unsupported_grammar")
     return str(grammar)

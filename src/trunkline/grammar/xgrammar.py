@@ -42,7 +42,7 @@ class XgrammarBackend(Backend):
         )
 
     def new_text(self) -> EbnfGrammar:
-        return EbnfGrammar()
+        return EbnfGrammar(self.specials)
 
     def compile_text(self, text: str, kind: GrammarKind) -> CompiledGrammar:
         try:

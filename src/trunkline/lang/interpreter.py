@@ -35,9 +35,9 @@ from trunkline.lang.ir import (
     reasoning_name,
     variables_of,
 )
-from trunkline.lang.reasoning import split_reasoning
 from trunkline.lang.speculation import Speculation, complete_turn
 from trunkline.lang.transcript import Transcript
+from trunkline.text.reasoning import split_reasoning
 
 JoinMode = Literal["gather_variable", "concate_and_append"]
 
@@ -419,7 +419,7 @@ class StreamExecutor:
         if self.streaming:  # its text has been shown already
             return
         whole = self.variables[name]
-        reasoning, answer = split_reasoning(whole, model_type)
+        reasoning, answer = split_reasoning(whole, model_type, "model_type")
         self.variables[reasoning_name(name)] = reasoning
         self.variables[name] = answer
         self.transcript.replace_tail(whole, answer)

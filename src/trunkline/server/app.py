@@ -28,7 +28,9 @@ from trunkline.metrics.prometheus import Metrics
 from trunkline.server.call import ServedModel
 from trunkline.server.listen import is_exposed, listening, shown_address, tls_context
 from trunkline.server.routes import build_app
+from trunkline.server.tools.formats import tool_format
 from trunkline.text.chat_template import ChatTemplate
+from trunkline.text.reasoning import reasoning_format
 from trunkline.text.tokenizer import Tokenizer
 from trunkline.types import RequestError
 
@@ -158,14 +160,18 @@ def load_served_model(config: EngineConfig) -> ServedModel:
     spec = load_model_spec(config.model.path, revision=config.model.revision)
     folder = config.model.tokenizer_path or spec.path
     tokenizer = Tokenizer.load(folder)
+    template = ChatTemplate.load(folder, tokenizer.special_tokens, config.server.chat_template)
+    source = "" if template is None else template.source
     return ServedModel(
         name=config.model.served_model_name,
         path=config.model.path,
         architecture=spec.architecture,
         tokenizer=tokenizer,
-        template=ChatTemplate.load(folder, tokenizer.special_tokens, config.server.chat_template),
+        template=template,
         defaults=_sampling_defaults(spec) if config.server.sampling_defaults == "model" else {},
         weight_version=config.model.weight_version,
+        reasoning=reasoning_format(config.server.reasoning_parser, source),
+        tools=tool_format(config.server.tool_call_parser, source),
     )
 
 

@@ -15,7 +15,9 @@ from trunkline.engine.frontend import Chunk, GenerationRequest, Prepared
 from trunkline.engine.native import sampling_params
 from trunkline.engine.usage import Usage
 from trunkline.server.fields import TO_SAMPLING
+from trunkline.server.tools.formats import ToolFormat
 from trunkline.text.chat_template import ChatTemplate
+from trunkline.text.reasoning import ReasoningFormat
 from trunkline.text.tokenizer import Tokenizer
 from trunkline.types import RequestError, SamplingParams
 
@@ -56,6 +58,8 @@ class ServedModel:
     template: ChatTemplate | None
     defaults: Mapping[str, Any]
     weight_version: str
+    reasoning: ReasoningFormat | None = None
+    tools: ToolFormat | None = None
     created: int = field(default_factory=lambda: int(time.time()))
 
     def check_name(self, asked: str | None) -> None:
@@ -93,12 +97,18 @@ def includes_usage(fields: Mapping[str, Any]) -> bool:
 
 def usage_dict(usage: Usage) -> Json:
     """Usage in OpenAI's shape."""
-    details = {"completion_tokens_details": {"forced_tokens": usage.forced_tokens}}
+    details = {}
+    if usage.reasoning_tokens is not None:
+        details["reasoning_tokens"] = usage.reasoning_tokens
+    known = dict(details)
+    if usage.forced_tokens:
+        details["forced_tokens"] = usage.forced_tokens
     miss = {} if usage.prefix_miss is None else {"prefix_miss": usage.prefix_miss}
     return {
         "prompt_tokens": usage.prompt_tokens,
         "completion_tokens": usage.completion_tokens,
         "total_tokens": usage.prompt_tokens + usage.completion_tokens,
         "prompt_tokens_details": {"cached_tokens": usage.cached_tokens, **miss},
-        **(details if usage.forced_tokens else {}),
+        **({"completion_tokens_details": details} if details else {}),
+        **known,
     }

@@ -11,21 +11,24 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
-from trunkline.engine.constraint import THINK_END, take_constraint
+from trunkline.engine.constraint import Constraint, take_constraint
 from trunkline.engine.fields import read_fields
 from trunkline.engine.frontend import Chunk, GenerationRequest, Prepared
 from trunkline.engine.native import cache_salt
 from trunkline.engine.usage import Usage
 from trunkline.server.call import Json, ServedModel, includes_usage, request_ids, usage_dict
+from trunkline.server.chat_prompt import chat_prompt
 from trunkline.server.endpoint import Access, Endpoint, Parts
 from trunkline.server.fields import CHAT_FIELDS
+from trunkline.server.parts import OutputParts, Part, Thought
 from trunkline.server.respond import generation
-from trunkline.server.tools.hermes import BEGIN, HermesParser, ToolCall
-from trunkline.text.chat_template import ChatTemplate
+from trunkline.server.tools.choice import ToolPlan, plan_tools
+from trunkline.server.tools.grammar import const, sequence
+from trunkline.server.tools.parser import CallArguments, CallEnd, CallStart
+from trunkline.text.harmony import CHANNEL, MESSAGE, START
+from trunkline.text.reasoning import Reasoning
 from trunkline.text.tokenizer import Tokenizer
-from trunkline.types import FinishReason, LogprobParams, RequestError, TokenLogprobs
-
-THINK_BEGIN = "<think>"
+from trunkline.types import FinishReason, GrammarSpec, LogprobParams, RequestError, TokenLogprobs
 
 
 def endpoints(parts: Parts) -> list[Endpoint]:
@@ -49,9 +52,17 @@ class ChatCall:
     requests: list[GenerationRequest]
     stream: bool
     include_usage: bool
-    parses_tools: bool
+    plan: ToolPlan
+    whole_reasoning: bool
     names: Mapping[str, str]
     model: ServedModel
+
+    def parts(self) -> OutputParts:
+        """What reads one completion."""
+        reasoning = self.requests[0].reasoning
+        parser = None if self.plan.format is None else self.plan.format.parser(self.plan.tools)
+        inline = reasoning is not None and not reasoning.separate
+        return OutputParts(parser, inline=inline, whole=self.whole_reasoning)
 
     async def events(
         self, batch: Sequence[Prepared], chunks: AsyncGenerator[Chunk, None]
@@ -70,7 +81,7 @@ class ChatCall:
                 usage.add(chunk)
                 choice = choices.get(chunk.index)
                 if choice is None:
-                    choice = choices[chunk.index] = _Choice(self.parses_tools, self.model.tokenizer)
+                    choice = choices[chunk.index] = _Choice(self.parts(), self.model.tokenizer)
                     yield {
                         **base,
                         "choices": [_choice_event(chunk.index, {"role": "assistant", "content": ""})],
@@ -84,11 +95,7 @@ class ChatCall:
         joined: dict[int, Json] = {}
         for event in chain.from_iterable(event["choices"] for event in events):
             whole = joined.setdefault(event["index"], _empty_choice(event["index"]))
-            message, delta = whole["message"], event["delta"]
-            message["content"] += delta.get("content", "")
-            for call in delta.get("tool_calls", ()):
-                whole_call = {name: value for name, value in call.items() if name != "index"}
-                message.setdefault("tool_calls", []).append(whole_call)
+            _join_delta(whole["message"], event["delta"])
             if event["logprobs"] is not None:
                 whole["logprobs"] = whole["logprobs"] or {"content": [], "refusal": None}
                 whole["logprobs"]["content"] += event["logprobs"]["content"]
@@ -102,11 +109,24 @@ class ChatCall:
         return {**last, "object": "chat.completion", "choices": choices}
 
 
+def _join_delta(message: Json, delta: Json) -> None:
+    message["content"] += delta.get("content", "")
+    if "reasoning_content" in delta:
+        message["reasoning_content"] = message.get("reasoning_content", "") + delta["reasoning_content"]
+    for call in delta.get("tool_calls", ()):
+        calls = message.setdefault("tool_calls", [])
+        if "id" in call:
+            first = {name: value for name, value in call.items() if name != "index"}
+            calls.append({**first, "function": dict(call["function"])})
+        else:
+            calls[call["index"]]["function"]["arguments"] += call["function"]["arguments"]
+
+
 class _Choice:
     """One completion on its way to events."""
 
-    def __init__(self, parses_tools: bool, tokenizer: Tokenizer) -> None:
-        self._parser = HermesParser() if parses_tools else None
+    def __init__(self, parts: OutputParts, tokenizer: Tokenizer) -> None:
+        self._parts = parts
         self._tokenizer = tokenizer
         self._num_calls = 0
 
@@ -117,7 +137,8 @@ class _Choice:
             for index in chunk.forced:
                 content[index]["forced"] = True  # its grammar left no other
             logprobs = {"content": content, "refusal": None}
-        deltas = list(map(self._delta, self._parts(chunk))) or ([{}] if logprobs else [])
+        found = [delta for part in self._parts.feed(chunk) if (delta := self._delta(part)) is not None]
+        deltas = found or ([{}] if logprobs else [])
         events = [_choice_event(chunk.index, delta) for delta in deltas]
         if logprobs:
             events[0]["logprobs"] = logprobs
@@ -125,25 +146,26 @@ class _Choice:
             events.append({**_choice_event(chunk.index, {}), **self._finish(chunk.finish)})
         return events
 
-    def _parts(self, chunk: Chunk) -> list[str | ToolCall]:
-        if self._parser is None:
-            return [chunk.text] if chunk.text else []
-        parts = self._parser.feed(chunk.text)
-        return parts + self._parser.flush() if chunk.finish is not None else parts
+    def _delta(self, part: Part) -> Json | None:
+        match part:
+            case str():
+                return {"content": part}
+            case Thought(text):
+                return {"reasoning_content": text}
+            case CallStart(name, id):
+                self._num_calls += 1
+                return self._call(
+                    id=id or f"call_{uuid.uuid4().hex[:24]}",
+                    type="function",
+                    function={"name": name, "arguments": ""},
+                )
+            case CallArguments(text):
+                return self._call(function={"arguments": text})
+            case CallEnd():
+                return None
 
-    def _delta(self, part: str | ToolCall) -> Json:
-        if isinstance(part, str):
-            return {"content": part}
-        index = self._num_calls
-        self._num_calls += 1
-        function = {"name": part.name, "arguments": part.arguments}
-        call = {
-            "index": index,
-            "id": f"call_{uuid.uuid4().hex[:24]}",
-            "type": "function",
-            "function": function,
-        }
-        return {"tool_calls": [call]}
+    def _call(self, **fields: Any) -> Json:
+        return {"tool_calls": [{"index": self._num_calls - 1, **fields}]}
 
     def _finish(self, finish: FinishReason) -> Json:
         reason = "tool_calls" if finish.kind == "stop" and self._num_calls else finish.kind
@@ -184,18 +206,18 @@ def parse_chat(body: Mapping[str, Any], model: ServedModel) -> ChatCall:
             code="no_chat_template",
             param="messages",
         )
-    tools = fields.get("tools") if fields.get("tool_choice") != "none" else None
-    if tools and not model.template.shows_tools:
+    plan = plan_tools(fields, model.tools, take_constraint(fields))
+    if plan.shown and not model.template.shows_tools:
         raise RequestError(
             "this model's chat template does not show tools", code="unsupported_field", param="tools"
         )
     token_limit_name = _token_limit(fields)
     names = {"prompt": "messages", "input_ids": "messages", "max_new_tokens": token_limit_name}
-    prompt = _render(model.template, fields, tools)
-    constraint, most_thinking = take_constraint(fields), fields.get("max_thinking_tokens")
-    bounded = constraint is not None or most_thinking is not None
-    reasons = bounded and _reasons(model.template, fields, tools, prompt)
-    if most_thinking is not None and not reasons:
+    most_thinking = fields.get("max_thinking_tokens")
+    bounded = plan.constraint is not None or most_thinking is not None
+    prompt = chat_prompt(model.template, fields, plan.shown, model.reasoning, bounded=bounded)
+    reasoning = prompt.reasoning
+    if most_thinking is not None and not (reasoning and reasoning.gates):
         raise RequestError(
             "max_thinking_tokens: this request does not reason (chat_template_kwargs)",
             code="invalid_value",
@@ -203,25 +225,54 @@ def parse_chat(body: Mapping[str, Any], model: ServedModel) -> ChatCall:
         )
     request = GenerationRequest(
         rid=request_ids(fields, "chatcmpl", 1)[0],
-        prompt=prompt,
+        prompt=prompt.text,
         params=model.sampling_params(fields, max_new_tokens=None),
         logprobs=_logprob_params(fields),
         cache_salt=cache_salt(fields),
         priority=fields.get("priority", 0),
         explain_prefix=fields.get("return_prefix_miss", False),
         add_special_tokens=False,
-        constraint=constraint,
-        reasons=reasons,
+        constraint=_in_final_message(plan, reasoning),
+        reasoning=reasoning,
         max_thinking_tokens=most_thinking,
+        shown=(*(plan.format.marks if plan.format else ()), *(reasoning.format.marks if reasoning else ())),
     )
     return ChatCall(
         requests=[request],
         stream=fields.get("stream", False),
         include_usage=includes_usage(fields),
-        parses_tools=bool(tools) and BEGIN in model.template.source,
+        plan=plan,
+        whole_reasoning=not fields.get("stream_reasoning", True),
         names={**names, "min_new_tokens": "min_tokens", "sampling_seed": "seed"},
         model=model,
     )
+
+
+def _in_final_message(plan: ToolPlan, reasoning: Reasoning | None) -> Constraint | None:
+    """The constraint of an answer that stands in a message of its own (harmony)."""
+    found = plan.constraint
+    if found is None or reasoning is None or not reasoning.format.harmony or found.field == "tools":
+        return found
+    spec = found.spec
+    content: Json
+    match spec.kind:
+        case "json_object":
+            content = {"type": "json_schema", "json_schema": {"type": "object"}}
+        case "json_schema":
+            content = {"type": "json_schema", "json_schema": json.loads(spec.source)}
+        case "regex":
+            content = {"type": "regex", "pattern": spec.source}
+        case _:
+            raise RequestError(
+                f"{found.field}: this model writes messages on channels, in which only a JSON schema or a "
+                "regex can be enforced",
+                code="unsupported_field",
+                param=found.field,
+            )
+    form = sequence([const(f"{START}assistant{CHANNEL}final{MESSAGE}"), content])
+    source = json.dumps({"type": "structural_tag", "format": form}, ensure_ascii=False)
+    origins = (("/format/elements/1", found.field),)
+    return Constraint(GrammarSpec("structural_tag", source, spec.ordered), found.field, origins)
 
 
 def _token_limit(fields: dict[str, Any]) -> str:
@@ -243,95 +294,3 @@ def _logprob_params(fields: Mapping[str, Any]) -> LogprobParams | None:
     if fields.get("top_logprobs"):
         raise RequestError("top_logprobs needs logprobs: true", code="invalid_value", param="top_logprobs")
     return None
-
-
-def _render(template: ChatTemplate, fields: Mapping[str, Any], tools: list[Json] | None) -> str:
-    messages = [_message(message, f"messages[{i}]") for i, message in enumerate(fields["messages"])]
-    continues = fields.get("continue_final_message", False)
-    if continues and messages[-1]["role"] != "assistant":
-        raise RequestError(
-            "continue_final_message needs a last message of role assistant",
-            code="invalid_value",
-            param="continue_final_message",
-        )
-    return template.render(
-        messages, tools=tools, continue_final_message=continues, variables=_variables(template, fields)
-    )
-
-
-def _message(message: Json, name: str) -> Json:
-    """A message as templates expect it: text content always there, arguments of calls as objects."""
-    role = message.get("role")
-    if role is None:
-        raise RequestError(f"{name}.role is missing", code="missing_field", param=f"{name}.role")
-    if "content" not in message and role != "assistant":
-        raise RequestError(f"{name}.content is missing", code="missing_field", param=f"{name}.content")
-    shown = {
-        **message,
-        "role": "system" if role == "developer" else role,
-        "content": message.get("content", ""),
-    }
-    if "tool_calls" in message:
-        calls = enumerate(message["tool_calls"])
-        shown["tool_calls"] = [_tool_call(call, f"{name}.tool_calls[{i}]") for i, call in calls]
-    return shown
-
-
-def _tool_call(call: Json, name: str) -> Json:
-    function = call.get("function", {})
-    if "name" not in function:
-        raise RequestError(
-            f"{name}.function.name is missing", code="missing_field", param=f"{name}.function.name"
-        )
-    try:
-        arguments = json.loads(function.get("arguments") or "{}")
-    except (ValueError, RecursionError):
-        arguments = None
-    if not isinstance(arguments, dict):
-        raise RequestError(
-            f"{name}.function.arguments must be a JSON object, as text",
-            code="invalid_value",
-            param=f"{name}.function.arguments",
-        )
-    return {**call, "type": "function", "function": {**function, "arguments": arguments}}
-
-
-def _reasons(
-    template: ChatTemplate, fields: Mapping[str, Any], tools: list[Json] | None, prompt: str
-) -> bool:
-    """Whether the answer begins with reasoning: the prompt has begun it, or has not ended it as the same
-    prompt without thinking does."""
-    tail = prompt.rstrip()
-    if tail.endswith((THINK_BEGIN, THINK_END)):
-        return tail.endswith(THINK_BEGIN)
-    if "enable_thinking" not in template.variables:
-        return False
-    kwargs = {**_kwargs(fields), "enable_thinking": False}
-    return _render(template, {**fields, "chat_template_kwargs": kwargs}, tools) != prompt
-
-
-def _variables(template: ChatTemplate, fields: Mapping[str, Any]) -> Json:
-    """What the template is given besides messages: only names that it reads.
-
-    A switch for thinking that asks for what a model without thinking does anyway is accepted.
-    """
-    given = {f"chat_template_kwargs.{name}": (name, value) for name, value in _kwargs(fields).items()}
-    if "reasoning_effort" in fields:
-        given["reasoning_effort"] = ("reasoning_effort", fields["reasoning_effort"])
-    variables = {}
-    for param, (name, value) in given.items():
-        if name in template.variables:
-            variables[name] = value
-        elif not (name in ("enable_thinking", "thinking") and value is False):
-            known = ", ".join(sorted(template.variables)) or "none"
-            raise RequestError(
-                f"{param[:200]}: this model's chat template does not read it (it reads: {known})",
-                code="unsupported_field",
-                param=param[:200],
-            )
-    return variables
-
-
-def _kwargs(fields: Mapping[str, Any]) -> Json:
-    kwargs: Json = fields.get("chat_template_kwargs", {})
-    return {name: value for name, value in kwargs.items() if value is not None}

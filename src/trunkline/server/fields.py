@@ -23,6 +23,7 @@ from trunkline.engine.fields import (
     wrong_type,
 )
 from trunkline.engine.native import MAX_THINKING, Prompts
+from trunkline.server.tools.choice import ToolChoice
 from trunkline.types import MAX_TOP_LOGPROBS, RequestError
 
 ANY_LENGTH = 2**31  # the limit on the body bounds it
@@ -71,22 +72,6 @@ class Content(Rule):
         return text
 
 
-@dataclass(frozen=True)
-class ToolChoice(Rule):
-    """none or auto; forcing a call needs structured output."""
-
-    def read(self, value: Any, name: str) -> str:
-        if value in ("none", "auto"):
-            return str(value)
-        if value == "required" or isinstance(value, dict):
-            raise RequestError(
-                f"{name}: only none and auto are supported by this server",
-                code="unsupported_field",
-                param=name,
-            )
-        return OneOf(("none", "auto")).read(value, name)
-
-
 _TOOL_CALL = Object(
     {
         "id": Text(),
@@ -109,7 +94,7 @@ _MESSAGE = Object(
         "annotations": Unsupported(([],)),
     }
 )
-_TOOL = Object(
+TOOL = Object(
     {
         "type": OneOf(("function",)),
         "function": Object(
@@ -117,7 +102,7 @@ _TOOL = Object(
                 "name": Text(shortest=1),
                 "description": Text(ANY_LENGTH),
                 "parameters": Object(),
-                "strict": Unsupported((False,), "arguments are not constrained to the schema"),
+                "strict": Flag(),
             }
         ),
     }
@@ -180,14 +165,14 @@ CHAT_FIELDS: Mapping[str, Rule] = {
     "max_completion_tokens": _OUTPUT_TOKENS,
     "logprobs": Flag(),
     "top_logprobs": Number(0, MAX_TOP_LOGPROBS, integer=True),
-    "tools": Items(_TOOL, MAX_TOOLS),
+    "tools": Items(TOOL, MAX_TOOLS),
     "tool_choice": ToolChoice(),
-    "parallel_tool_calls": Unsupported((True,)),
+    "parallel_tool_calls": Flag(),
     "chat_template_kwargs": Object(),
     "continue_final_message": Flag(),
     "reasoning_effort": Text(),
-    "separate_reasoning": Unsupported((False,)),
-    "stream_reasoning": Unsupported((False,)),
+    "separate_reasoning": Flag(),
+    "stream_reasoning": Flag(),
     "thinking": Unsupported((False,), "use chat_template_kwargs"),
     "max_thinking_tokens": MAX_THINKING,
     "input_ids": Unsupported((), "use /generate"),

@@ -51,4 +51,4 @@ class GenerateCall:
 
 def parse_generate(body: Mapping[str, Any], model: ServedModel) -> GenerateCall:
     """Check a request. Raises RequestError."""
-    return GenerateCall(call=parse_call(body), model=model)
+    return GenerateCall(call=parse_call(body, model.reasoning), model=model)

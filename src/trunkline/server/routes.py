@@ -13,6 +13,7 @@ from trunkline.server import (
     insight,
     live,
     page,
+    parsing,
     scores,
     sessions,
     tokens,
@@ -22,7 +23,21 @@ from trunkline.server.call import ServedModel
 from trunkline.server.endpoint import Endpoint, Parts
 from trunkline.server.gate import Gate
 
-MODULES = (page, info, chat, completions, generate, sessions, vectors, scores, tokens, control, live, insight)
+MODULES = (
+    page,
+    info,
+    chat,
+    completions,
+    generate,
+    sessions,
+    vectors,
+    scores,
+    tokens,
+    parsing,
+    control,
+    live,
+    insight,
+)
 
 
 def all_endpoints(parts: Parts) -> list[Endpoint]:

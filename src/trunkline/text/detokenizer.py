@@ -24,7 +24,8 @@ class Detokenizer:
 
     A character is returned when its last byte has come. Bytes that can't be UTF-8 give U+FFFD, one for each
     maximal invalid part, as Unicode recommends. `at_start`: the sequence starts a text, so that a leading
-    space which the tokeniser had added goes; an output that continues a prompt keeps it.
+    space which the tokeniser had added goes; an output that continues a prompt keeps it. `shown`: special
+    tokens that are not skipped.
     """
 
     def __init__(
@@ -34,9 +35,10 @@ class Detokenizer:
         skip_special_tokens: bool = True,
         spaces_between_special_tokens: bool = True,
         at_start: bool = False,
+        shown: frozenset[int] = frozenset(),
     ) -> None:
         self._vocabulary = vocabulary
-        self._skip_special = skip_special_tokens
+        self._skipped = vocabulary.special_ids - shown if skip_special_tokens else frozenset()
         self._space_specials = spaces_between_special_tokens
         self._utf8 = getincrementaldecoder("utf-8")("replace")
         rules = vocabulary.rules
@@ -46,9 +48,9 @@ class Detokenizer:
 
     def feed(self, token_id: int) -> str:
         """The text that this token completes; often empty inside a character of several bytes."""
-        special = token_id in self._vocabulary.special_ids
-        if special and self._skip_special:
+        if token_id in self._skipped:
             return ""
+        special = token_id in self._vocabulary.special_ids
         piece = self._vocabulary.piece(token_id)
         if not (special and self._last_special and not self._space_specials):
             piece = self._separator + piece

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from trunkline.text.detokenizer import Detokenizer, Vocabulary
+from trunkline.text.reasoning import ReasoningMeter
 from trunkline.text.stop import StopMatcher
 from trunkline.types import FinishReason, SamplingParams
 
@@ -13,14 +14,24 @@ class OutputText:
     """Feeds each token to the detokeniser and the stop matcher, so that text, token count and finish reason
     do not depend on how many tokens came in one message."""
 
-    def __init__(self, vocabulary: Vocabulary, params: SamplingParams) -> None:
+    def __init__(
+        self,
+        vocabulary: Vocabulary,
+        params: SamplingParams,
+        *,
+        shown: frozenset[int] = frozenset(),
+        meter: ReasoningMeter | None = None,
+    ) -> None:
+        """`shown`: special tokens that are text here. `meter` is told the text of each token."""
         self._detokenizer = Detokenizer(
             vocabulary,
             skip_special_tokens=params.skip_special_tokens,
             spaces_between_special_tokens=params.spaces_between_special_tokens,
+            shown=shown,
         )
         self._stops = StopMatcher(params.stop, keep_match=params.no_stop_trim)
         self._params = params
+        self._meter = meter
         self.num_tokens = 0
 
     def feed(
@@ -32,8 +43,12 @@ class OutputText:
         trims_last = finish is not None and isinstance(finish.matched, int) and not self._params.no_stop_trim
         for used, token_id in enumerate(token_ids, 1):
             self.num_tokens += 1
+            piece = ""
             if not (trims_last and used == len(token_ids)):
-                parts.append(self._accept(self._detokenizer.feed(token_id)))
+                piece = self._detokenizer.feed(token_id)
+                parts.append(self._accept(piece))
+            if self._meter is not None:
+                self._meter.feed(piece)
             if self._stops.matched is not None:
                 return "".join(parts), used, FinishReason("stop", matched=self._stops.matched)
         if finish is not None:

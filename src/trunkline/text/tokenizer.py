@@ -32,6 +32,7 @@ class Tokenizer:
         added = backend.get_added_tokens_decoder()
         self.special_ids = frozenset(token_id for token_id, token in added.items() if token.special)
         self._added = {token_id: token.content.encode() for token_id, token in added.items()}
+        self._specials = {token.content: token_id for token_id, token in added.items() if token.special}
         self.special_tokens = special_tokens or {}
 
     @classmethod
@@ -74,6 +75,10 @@ class Tokenizer:
         of text that is encoded without regard to what stands around it (as the pre-tokeniser splits)."""
         encoding = self._backend.encode(text, add_special_tokens=False)
         return encoding.ids, [-1 if word is None else word for word in encoding.word_ids]
+
+    def special_ids_of(self, texts: Iterable[str]) -> frozenset[int]:
+        """Of those texts that are special tokens."""
+        return frozenset(self._specials[text] for text in texts if text in self._specials)
 
     # ------------------------------------------------------------------ ids to text
     def piece(self, token_id: int) -> bytes:

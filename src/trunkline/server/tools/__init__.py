@@ -1,1 +1,1 @@
-"""Parsers of the tool calls in a model's text, one file per format."""
+"""Tool calls in a model's text: one file for each family of formats, with its parser and its grammar."""
