@@ -113,7 +113,8 @@ GOOD: list[tuple[str, str, str, list[Call]]] = [
     ),
     (
         "kimi_k2",
-        "Hm <|tool_calls_section_begin|><|tool_call_begin|>functions.get_weather:0<|tool_call_argument_begin|>"
+        "Hm <|tool_calls_section_begin|><|tool_call_begin|>functions.get_weather:0"
+        "<|tool_call_argument_begin|>"
         f"{W_JSON}<|tool_call_end|><|tool_call_begin|>functions.add:1<|tool_call_argument_begin|>{A_JSON}"
         "<|tool_call_end|><|tool_calls_section_end|>",
         "Hm",
