@@ -1,15 +1,13 @@
-"""Stop strings and tool calls are found wherever the text is cut."""
+"""Stop strings are found wherever the text is cut."""
 
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Iterator, Sequence
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from trunkline.server.tools.hermes import HermesParser, ToolCall
 
 from trunkline.text.stop import StopMatcher
 
@@ -69,48 +67,3 @@ def test_holds_back_exactly_what_may_become_a_stop(stops: list[str], text: str) 
             default="",
         )
         assert held == longest
-
-
-ADD = ToolCall("add", '{"a": 1, "s": "</tool"}')
-CALL = '<tool_call>\n{"name": "add", "arguments": {"a": 1, "s": "</tool"}}\n</tool_call>'
-MESSAGES = [
-    ("Hi <tool", ["Hi <tool"]),
-    (CALL, [ADD]),
-    (f"ok \n{CALL}\n{CALL}  ", ["ok", ADD, ADD]),
-    (f"{CALL}\n bye ", [ADD, "bye "]),
-    ("<tool_call>no json</tool_call> x", ["<tool_call>no json</tool_call> x"]),
-    ('<tool_call>{"name": 3}</tool_call>', ['<tool_call>{"name": 3}</tool_call>']),
-    ('a <tool_call>{"name": "x"', ['a <tool_call>{"name": "x"']),
-    ('<tool_call>{"name": "f", "arguments": {"k": "é"}}</tool_call>', [ToolCall("f", '{"k": "é"}')]),
-    ("  plain  ", ["  plain  "]),
-]  # fmt: skip
-
-
-def joined(parts: list[str | ToolCall]) -> list[str | ToolCall]:
-    merged: list[str | ToolCall] = []
-    for part in parts:
-        if merged and isinstance(part, str) and isinstance(merged[-1], str):
-            merged[-1] += part
-        else:
-            merged.append(part)
-    return merged
-
-
-def parse(pieces: Sequence[str]) -> list[str | ToolCall]:
-    parser = HermesParser()
-    parts = [part for piece in pieces for part in parser.feed(piece)]
-    return joined(parts + parser.flush())
-
-
-@pytest.mark.parametrize(("text", "wanted"), MESSAGES)
-def test_tool_calls(text: str, wanted: list[str | ToolCall]) -> None:
-    assert parse([text]) == wanted
-    assert parse(list(text)) == wanted
-    for at in range(len(text)):
-        for until in range(at, len(text), 3):
-            assert parse([text[:at], text[at:until], text[until:]]) == wanted
-
-
-def test_arguments_are_json_text() -> None:
-    (call,) = parse([CALL])
-    assert isinstance(call, ToolCall) and json.loads(call.arguments)["a"] == 1
