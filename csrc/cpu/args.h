@@ -43,6 +43,8 @@ INLINE long panel_bytes(long k, const Format& f) {
 
 struct Top;
 
+enum class Gate { silu, gelu, gelu_tanh };
+
 struct LinearArgs {
     const void* x;  // [m, k] with rows `x_stride` apart
     long x_stride;
@@ -54,13 +56,15 @@ struct LinearArgs {
     const void* residual;  // [m, n] as `out`, or null
     void* out;             // [m, n] dense
     bool out_bf16;
-    bool gated;     // panels alternate between gate and up; out = silu(gate) * up
+    bool gated;     // panels alternate between gate and up; out = activation(gate) * up
+    Gate gate;      // the activation
     Top* top;       // not null: nothing is written to `out`, but to `top`: [threads, m]
+    const uint32_t* const* masks;  // of `top`, or null: a bit for each column that row r may choose; null: all
     void* staging;  // room for `linear_staging_bytes`
     int threads;
 };
 
-// The largest result of a row, and whether all of them are finite numbers.
+// The largest result of a row (of those that it may choose), and whether all of them are finite numbers.
 struct Top {
     float value;
     int32_t index;  // the first of equals; -1: none seen
@@ -130,6 +134,38 @@ struct AttentionArgs {
     char* (*grow)(long bytes);
 };
 
+// What changes a row of logits before the choice; see kernels/ops.py.
+struct Adjustment {
+    const int32_t* history;
+    long length, prompt;
+    float repetition, frequency, presence;
+    const int64_t* bias_ids;
+    const float* bias;
+    long biases;
+    const int64_t* banned;
+    long bans;
+};
+
+constexpr long MAX_CHOICES = 1L << 18;  // columns: sums of weights up to 2^35 are exact in float64
+
+struct Choice {
+    const float* logits;
+    const Adjustment* adjustment;  // or null
+    const uint32_t* mask;          // a bit for each column that may be chosen; or null
+    float sharpness;               // log2(e) / temperature; 0: the largest
+    long top_k;
+    double top_p, min_p, u;
+    int64_t* token;
+    uint8_t* usable;
+};
+
+struct ChooseArgs {
+    const Choice* choices;
+    long count, columns;
+    int threads;
+    char* (*grow)(long bytes);
+};
+
 // Weights to whole numbers: panel `panel` of a slab of `width`, from 16 rows (null: zeros) of k inputs.
 struct QuantizeArgs {
     const void* const* rows;
@@ -170,6 +206,7 @@ struct Operations {
     void (*rotate)(const NormArgs&);
     void (*store)(const StoreArgs&);
     void (*attention)(const AttentionArgs&);
+    void (*choose)(const ChooseArgs&);
 };
 
 // One for each instruction set that the build has.

@@ -63,6 +63,11 @@ Store pool_store(const Tensor& pool, long dim) {
     return pool.type == Type::int8 ? Store::int8 : pool.bf16() ? Store::bfloat16 : Store::float32;
 }
 
+Gate gate_of(const char* operation, int gate) {
+    if (gate < 0 || gate > 3) refuse(std::string(operation) + ": gate is " + number(gate) + "; 0 to 3 is expected");
+    return gate == 2 ? Gate::gelu : gate == 3 ? Gate::gelu_tanh : Gate::silu;
+}
+
 void set_tree(AttentionArgs& args, const char* operation, nb::handle object, long tokens) {
     if (object.is_none()) return;
     Tensor tree(operation, "tree_mask", object);

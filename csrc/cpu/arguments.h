@@ -25,6 +25,9 @@ Format format_of(const char* operation, const Tensor& panels, int bits, long gro
 // How a KV pool [..., heads, head_width] for heads of `dim` numbers stores them.
 Store pool_store(const Tensor& pool, long dim);
 
+// 0: no gate; else 1 + Gate.
+Gate gate_of(const char* operation, int gate);
+
 // Sets the mask of draft trees for so many tokens, unless it is None.
 void set_tree(AttentionArgs& args, const char* operation, nb::handle tree, long tokens);
 

@@ -78,9 +78,13 @@ bool close(const Numbers& found, const std::vector<double>& wanted, double typic
     return std::sqrt(error / norm) < (found.bf16 ? 5e-3 : 1e-5);  // false for NaN
 }
 
-double silu(double x) { return x / (1 + std::exp(-x)); }
+double activate(double x, Gate gate) {
+    if (gate == Gate::silu) return x / (1 + std::exp(-x));
+    if (gate == Gate::gelu) return x * 0.5 * std::erfc(-x / std::sqrt(2.0));
+    return x * 0.5 * (1 + std::tanh(std::sqrt(2 / M_PI) * (x + 0.044715 * x * x * x)));
+}
 
-void check_linear(long m, long n, long k, bool x_bf16, bool w_bf16, bool gated, int threads) {
+void check_linear(long m, long n, long k, bool x_bf16, bool w_bf16, bool gated, int threads, Gate gate = Gate::silu) {
     Numbers x(m * k, x_bf16), first(n * k, w_bf16), second(n * k, w_bf16), residual(m * n, x_bf16), out(m * n, x_bf16, true);
     long columns = num_panels(n, gated) * PANEL;
     const Format format{w_bf16 ? Store::bfloat16 : Store::float32, 0};
@@ -94,7 +98,7 @@ void check_linear(long m, long n, long k, bool x_bf16, bool w_bf16, bool gated, 
     a.m = m, a.n = n, a.k = k;
     a.bias = reinterpret_cast<float*>(bias.data.get());
     a.residual = gated ? nullptr : residual.data.get();
-    a.out = out.data.get(), a.out_bf16 = x_bf16, a.gated = gated;
+    a.out = out.data.get(), a.out_bf16 = x_bf16, a.gated = gated, a.gate = gate;
     a.staging = staging.get(), a.threads = threads;
     in_use().linear(a);
     std::vector<double> wanted(m * n);
@@ -108,7 +112,7 @@ void check_linear(long m, long n, long k, bool x_bf16, bool w_bf16, bool gated, 
             long panel = c / PANEL * (gated ? 2 : 1);
             left += bias[panel * PANEL + c % PANEL];
             if (gated) right += bias[(panel + 1) * PANEL + c % PANEL];
-            wanted[r * n + c] = gated ? silu(left) * right : left + residual[r * n + c];
+            wanted[r * n + c] = gated ? activate(left, gate) * right : left + residual[r * n + c];
         }
     expect(close(out, wanted, gated ? double(k) : std::sqrt(double(k))), gated ? "gated linear" : "linear", m, n, k);
 }
@@ -144,6 +148,17 @@ void check_whole(long m, long n, long k, Format format, bool bf16, int threads) 
         for (long c = 1; c < n; c++)
             if (out[r * n + c] > out[r * n + best]) best = c;
         expect(top[r].finite && top[r].index == best, "top", r, top[r].index, best);
+    }
+    std::vector<uint32_t> mask((n + 31) / 32);
+    for (long c = 0; c < n; c += 3) mask[c / 32] |= 1u << c % 32;
+    std::vector<const uint32_t*> masks(m, mask.data());
+    a.masks = masks.data();
+    in_use().linear(a);
+    for (long r = 0; r < m; r++) {
+        long best = 0;
+        for (long c = 3; c < n; c += 3)
+            if (out[r * n + c] > out[r * n + best]) best = c;
+        expect(top[r].finite && top[r].index == best, "masked top", r, top[r].index, best);
     }
 }
 
@@ -287,6 +302,8 @@ void check_all(int threads) {
                         if (m == 97 && k == 63) continue;
                         check_linear(m, n, k, bf16, bf16, gated, threads);
                         if (bf16) check_linear(m, n, k, false, true, gated, threads);
+                        if (gated && n == 33) check_linear(m, n, k, bf16, bf16, true, threads, Gate::gelu);
+                        if (gated && n == 33) check_linear(m, n, k, bf16, bf16, true, threads, Gate::gelu_tanh);
                     }
         for (long m : {1, 7, 97})
             for (long n : {5, 90})

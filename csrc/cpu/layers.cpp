@@ -28,6 +28,7 @@ struct Packed {
         if (nb::cast<bool>(packed.attr("gated")) != gated) refuse("layers: a product that is gated, or is not, where it should be");
         expect_packed(panels, n, k, gated, args.format);
         args.panels = panels.data, args.n = n, args.k = k, args.gated = gated;
+        if (gated) args.gate = gate_of("layers", nb::cast<int>(packed.attr("gate_number")));
         if (!bias.is_none()) {
             Tensor values("layers", "bias", bias);
             const long columns = num_panels(n, gated) * PANEL;

@@ -14,6 +14,10 @@ namespace TRUNKLINE_ISA {
 constexpr long ROW_BLOCK = 96;         // rows whose sums are kept at hand while a slab is read
 constexpr long SERIAL_WORK = 1 << 15;  // weights x rows below which threads cost more than they save
 
+INLINE VF activate(VF x, Gate gate) {
+    return gate == Gate::silu ? silu(x) : gate == Gate::gelu ? gelu(x) : gelu_tanh(x);
+}
+
 template <class T>
 INLINE void finish(const LinearArgs& args, long row, long column, long panel, const float* c) {
     float values[PANEL];
@@ -28,7 +32,7 @@ INLINE void finish(const LinearArgs& args, long row, long column, long panel, co
         if (args.gated) {
             VF up = load(c + PANEL + i * W);
             if (bias) up += load(bias + PANEL + i * W);
-            v = silu(v) * up;
+            v = activate(v, args.gate) * up;
         }
         if (columns == PANEL) {
             if (residual) v += load(residual + i * W);
@@ -60,6 +64,18 @@ INLINE void keep_top(Top& top, const float* c, long column, long count) {
         }
 }
 
+// The same among columns that the row may choose. Others must be finite too.
+INLINE void keep_allowed(Top& top, const float* c, long column, long count, const uint32_t* mask) {
+    float best = 0;
+    long at = -1;
+    for (long i = 0; i < count; i++) {
+        if (c[i] - c[i] != 0) top.finite = false;
+        const bool may = mask[(column + i) / 32] >> (column + i) % 32 & 1;
+        if (may && (at < 0 || c[i] > best)) best = c[i], at = i;
+    }
+    if (at >= 0 && (top.index < 0 || best > top.value)) top.value = best, top.index = int32_t(column + at);
+}
+
 // A thread's share of a product: x as `stage` leaves it.
 template <class Kind>
 struct Share {
@@ -86,7 +102,11 @@ struct Share {
         for (long r = 0; r < rows; r++) {
             const float* of_row = c + r * width * PANEL;
             if (top) {
-                keep_top(top[row + r], of_row, column, args.n - column < width * PANEL ? args.n - column : width * PANEL);
+                const long count = args.n - column < width * PANEL ? args.n - column : width * PANEL;
+                if (args.masks && args.masks[row + r])
+                    keep_allowed(top[row + r], of_row, column, count, args.masks[row + r]);
+                else
+                    keep_top(top[row + r], of_row, column, count);
                 continue;
             }
             for (long p = 0; p < width; p += unit)

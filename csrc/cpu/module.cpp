@@ -45,12 +45,14 @@ void pack_weights(nb::list weights, bool gated, int bits, long group, nb::handle
     if (!finite) refuse("pack: a weight is not finite, or too large for float16 scales");
 }
 
-void call_linear(nb::handle x_object, nb::handle panels_object, int bits, long group, long k, long n, bool gated,
+void call_linear(nb::handle x_object, nb::handle panels_object, int bits, long group, long k, long n, int gate,
                  nb::handle bias_object, nb::handle residual_object, nb::handle out_object, int threads) {
     Tensor x("linear", "x", x_object), panels("linear", "panels", panels_object), out("linear", "out", out_object);
     x.floats();
     EXPECT(x, x.dims == 2 && x.size[1] == k && x.dense(1), "[*, " + number(k) + "], dense along the last dimension");
     LinearArgs args{};
+    const bool gated = gate != 0;
+    args.gate = gate_of("linear", gate);
     args.format = format_of("linear", panels, bits, group);
     expect_packed(panels, n, k, gated, args.format);
     out.floats();
@@ -160,9 +162,24 @@ void call_packed_embedding(nb::handle ids_object, nb::handle panels_object, int 
         unpack_rows(panels.data, format, n, k, rows, ids.size[0], out.data, threads);
 }
 
-// The largest column of each row, int64, and whether all of them are finite, uint8.
-void call_linear_top(nb::handle x_object, nb::handle panels_object, int bits, long group, long k, long n,
-                     nb::handle index_object, nb::handle finite_object, int threads) {
+// masks[at[i]] = row i of `words`, a bit for each of so many columns.
+void set_masks(const char* operation, const uint32_t** masks, long rows, const std::vector<long>& at, nb::handle object,
+               long columns) {
+    if (at.empty()) return;
+    Tensor words(operation, "words", object);
+    const long length = (columns + 31) / 32, count = long(at.size());
+    EXPECT(words, words.type == Type::int32 && words.dims == 2 && words.dense(1) && words.size[0] == count && words.size[1] >= length,
+           "int32 [" + number(count) + ", " + number(length) + " or more]");
+    for (long i = 0; i < count; i++) {
+        if (at[i] < 0 || at[i] >= rows) refuse(std::string(operation) + ": a mask for row " + number(at[i]) + " of " + number(rows));
+        masks[at[i]] = reinterpret_cast<uint32_t*>(words.data) + i * words.stride[0];
+    }
+}
+
+// The largest column of each row, int64, and whether all of them are finite, uint8. Row `at[i]` only chooses among
+// columns whose bit in `words[i]` is set.
+void call_linear_top(nb::handle x_object, nb::handle panels_object, int bits, long group, long k, long n, std::vector<long> at,
+                     nb::handle words_object, nb::handle index_object, nb::handle finite_object, int threads) {
     Tensor x("linear_top", "x", x_object), panels("linear_top", "panels", panels_object),
         index("linear_top", "index", index_object), finite("linear_top", "finite", finite_object);
     x.floats();
@@ -176,8 +193,15 @@ void call_linear_top(nb::handle x_object, nb::handle panels_object, int bits, lo
     args.x = x.data, args.x_stride = x.stride[0], args.x_bf16 = x.bf16(), args.panels = panels.data;
     args.m = x.size[0], args.n = n, args.k = k, args.threads = team(threads);
     const long staging = (linear_staging_bytes(args.m, k, args.format) + 63) / 64 * 64;
-    char* room = scratch(staging + threads * args.m * long(sizeof(Top)));
+    const long tops = threads * args.m * long(sizeof(Top));
+    char* room = scratch(staging + (tops + 7) / 8 * 8 + args.m * long(sizeof(void*)));
     args.staging = room, args.top = reinterpret_cast<Top*>(room + staging);
+    if (!at.empty()) {
+        auto** masks = reinterpret_cast<const uint32_t**>(room + staging + (tops + 7) / 8 * 8);
+        for (long i = 0; i < args.m; i++) masks[i] = nullptr;
+        set_masks("linear_top", masks, args.m, at, words_object, n);
+        args.masks = masks;
+    }
     nb::gil_scoped_release release;
     in_use().linear(args);
     for (long i = 0; i < args.m; i++) {
@@ -283,6 +307,75 @@ void call_attention(nb::handle q_object, nb::handle pool_object, nb::handle q_st
     in_use().attention(args);
 }
 
+template <class T>
+const T* column(const char* name, nb::handle object, Type type, long count) {
+    Tensor tensor("choose", name, object);
+    EXPECT(tensor, tensor.type == type && tensor.dims == 1 && tensor.dense() && (count < 0 || tensor.size[0] == count),
+           count < 0 ? "a dense vector of the right type" : "[" + number(count) + "] of the right type");
+    return reinterpret_cast<const T*>(tensor.data);
+}
+
+template <class T>
+const T* ids(const char* name, nb::handle object, Type type, long columns, long& count) {
+    const T* found = column<T>(name, object, type, -1);
+    count = Tensor("choose", name, object).size[0];
+    for (long i = 0; i < count; i++)
+        if (found[i] < 0 || found[i] >= columns)
+            refuse("choose: " + std::string(name) + " has " + number(found[i]) + "; there are " + number(columns) + " columns");
+    return found;
+}
+
+Adjustment adjustment_of(nb::handle object, long columns) {
+    Adjustment found{};
+    found.history = ids<int32_t>("history", object.attr("history"), Type::int32, columns, found.length);
+    found.prompt = nb::cast<long>(object.attr("prompt_len"));
+    if (found.prompt < 0) refuse("choose: prompt_len is " + number(found.prompt));
+    found.repetition = nb::cast<float>(object.attr("repetition"));
+    found.frequency = nb::cast<float>(object.attr("frequency")), found.presence = nb::cast<float>(object.attr("presence"));
+    found.bias_ids = ids<int64_t>("bias_ids", object.attr("bias_ids"), Type::int64, columns, found.biases);
+    found.bias = column<float>("bias_values", object.attr("bias_values"), Type::float32, found.biases);
+    found.banned = ids<int64_t>("banned", object.attr("banned"), Type::int64, columns, found.bans);
+    return found;
+}
+
+// Masks as those of `linear_top`. `tokens` int64 and `usable` uint8 are written.
+void call_choose(nb::handle logits_object, nb::handle choices, std::vector<long> at, nb::handle words_object,
+                 nb::handle tokens, nb::handle usable, int threads) {
+    Tensor logits("choose", "logits", logits_object);
+    EXPECT(logits, logits.type == Type::float32 && logits.dims == 2 && logits.dense(1), "float32 [*, *], dense but for rows");
+    const long rows = logits.size[0], columns = logits.size[1];
+    if (columns < 1 || columns > MAX_CHOICES) refuse("choose: " + number(columns) + " columns; 1 to " + number(MAX_CHOICES));
+    thread_local std::vector<Choice> list;
+    thread_local std::vector<Adjustment> changes;
+    thread_local std::vector<const uint32_t*> masks;
+    list.assign(rows, Choice{});
+    auto* sharpness = column<float>("sharpness", choices.attr("sharpness"), Type::float32, rows);
+    auto* top_k = column<int64_t>("top_k", choices.attr("top_k"), Type::int64, rows);
+    auto* top_p = column<double>("top_p", choices.attr("top_p"), Type::float64, rows);
+    auto* min_p = column<double>("min_p", choices.attr("min_p"), Type::float64, rows);
+    auto* u = column<double>("u", choices.attr("u"), Type::float64, rows);
+    auto* token = const_cast<int64_t*>(column<int64_t>("tokens", tokens, Type::int64, rows));
+    auto* good = const_cast<uint8_t*>(column<uint8_t>("usable", usable, Type::uint8, rows));
+    for (long i = 0; i < rows; i++)
+        list[i] = {reinterpret_cast<float*>(logits.data) + i * logits.stride[0], nullptr, nullptr, sharpness[i], long(top_k[i]),
+                   top_p[i], min_p[i], u[i], token + i, good + i};
+    nb::object adjustments = choices.attr("adjustments");
+    changes.clear();
+    changes.reserve(nb::len(adjustments));
+    for (nb::handle one : adjustments) {
+        const long row = nb::cast<long>(one.attr("row"));
+        if (row < 0 || row >= rows) refuse("choose: an adjustment of row " + number(row) + " of " + number(rows));
+        changes.push_back(adjustment_of(one, columns));
+        list[row].adjustment = &changes.back();
+    }
+    masks.assign(rows, nullptr);
+    set_masks("choose", masks.data(), rows, at, words_object, columns);
+    for (long i = 0; i < rows; i++) list[i].mask = masks[i];
+    ChooseArgs args{list.data(), rows, columns, team(threads), scratch};
+    nb::gil_scoped_release release;
+    in_use().choose(args);
+}
+
 // Bytes read, or operations done on numbers of `bits` (32, 16, 8) where there is nothing to read.
 double call_probe(nb::handle data_object, int bits, long repeats, int threads) {
     ProbeArgs args{};
@@ -319,9 +412,10 @@ NB_MODULE(native, m) {
         return packed_bytes(n, k, gated, {store, group});
     });
     m.def("pack", pack_weights);
-    m.def("linear", call_linear, nb::arg("x"), nb::arg("panels"), nb::arg("bits"), nb::arg("group"), nb::arg("k"), nb::arg("n"), nb::arg("gated"),
+    m.def("linear", call_linear, nb::arg("x"), nb::arg("panels"), nb::arg("bits"), nb::arg("group"), nb::arg("k"), nb::arg("n"), nb::arg("gate"),
           nb::arg("bias").none(), nb::arg("residual").none(), nb::arg("out"), nb::arg("threads"));
-    m.def("linear_top", call_linear_top);
+    m.def("linear_top", call_linear_top, nb::arg("x"), nb::arg("panels"), nb::arg("bits"), nb::arg("group"), nb::arg("k"),
+          nb::arg("n"), nb::arg("at"), nb::arg("words").none(), nb::arg("index"), nb::arg("finite"), nb::arg("threads"));
     m.def("probe", call_probe, nb::arg("data").none(), nb::arg("bits"), nb::arg("repeats"), nb::arg("threads"));
     m.def("rms_norm", call_rms_norm);
     m.def("rotate", call_rotate, nb::arg("x"), nb::arg("table"), nb::arg("gain").none(), nb::arg("eps"),
@@ -329,9 +423,18 @@ NB_MODULE(native, m) {
     m.def("embedding", call_embedding);
     m.def("packed_embedding", call_packed_embedding);
     m.def("store_kv", call_store_kv);
+    m.def("want_large_pages", [](nb::handle object) {
+        Tensor tensor("want_large_pages", "tensor", object);
+        EXPECT(tensor, tensor.dense(), "a dense tensor");
+        long bytes = tensor.element();
+        for (int i = 0; i < tensor.dims; i++) bytes *= tensor.size[i];
+        want_large_pages(tensor.data, bytes);
+    });
     m.def("check_plan", check_plan, nb::arg("q_start"), nb::arg("seq_lens"), nb::arg("page_table"), nb::arg("page_size"),
           nb::arg("num_slots"), nb::arg("tree_mask").none());
     bind_layers(m);
+    m.def("choose", call_choose, nb::arg("logits"), nb::arg("choices"), nb::arg("at"), nb::arg("words").none(),
+          nb::arg("tokens"), nb::arg("usable"), nb::arg("threads"));
     m.def("attention", call_attention, nb::arg("q"), nb::arg("pool"), nb::arg("q_start"), nb::arg("seq_lens"),
           nb::arg("page_table"), nb::arg("window"), nb::arg("scale"), nb::arg("soft_cap"), nb::arg("tree_mask").none(),
           nb::arg("page_size"), nb::arg("num_slots"), nb::arg("out"), nb::arg("threads"));

@@ -194,6 +194,36 @@ INLINE VF exp(VF x) {
 
 INLINE VF silu(VF x) { return x / (exp(-x) + 1.0f); }
 
+// x * Phi(x), Phi the normal distribution: erf(t) / t by a polynomial in t^2 below 1, else erfc(t) = e^-P(t).
+INLINE VF gelu(VF x) {
+    const VF size = (VF)((VU)x & 0x7fffffffu) * splat(0.70710678f), square = size * size;
+    VF near = splat(7.889119405e-5f);
+    near = fma(near, square, splat(-8.020841244e-4f));
+    near = fma(near, square, splat(5.189535336e-3f));
+    near = fma(near, square, splat(-2.685444459e-2f));
+    near = fma(near, square, splat(1.128360018e-1f));
+    near = fma(near, square, splat(-3.761262714e-1f));
+    near = fma(near, square, splat(1.128379166f));
+    const VF most = splat(6.5f), t = size > most ? most : size;  // beyond, erfc is taken as zero
+    VF far = splat(-5.733430344e-7f);
+    far = fma(far, t, splat(2.120053801e-5f));
+    far = fma(far, t, splat(-3.482493592e-4f));
+    far = fma(far, t, splat(3.376859318e-3f));
+    far = fma(far, t, splat(-2.176398634e-2f));
+    far = fma(far, t, splat(1.004066246e-1f));
+    far = fma(far, t, splat(6.438660271e-1f));
+    far = fma(far, t, splat(1.122058885f));
+    far = fma(far, t, splat(1.991159264e-3f));
+    const VF tail = (size < splat(1.0f) ? 1.0f - size * near : size > most ? VF{} : exp(-far)) * 0.5f;
+    return x * (x < VF{} ? tail : 1.0f - tail);
+}
+
+// x / (1 + e^-2u), u = sqrt(2 / pi) * (x + 0.044715 x^3): the approximation of `gelu` by tanh.
+INLINE VF gelu_tanh(VF x) {
+    const VF u = fma(x * x * splat(0.044715f), x, x) * splat(-1.5957691216f);
+    return x / (exp(u) + 1.0f);
+}
+
 // Relative error below 3e-7: near zero an odd polynomial of Cephes' tanhf, else from e^2x. NaN stays NaN.
 INLINE VF tanh(VF x) {
     const VU sign = (VU)x & 0x80000000u;

@@ -7,7 +7,7 @@ namespace {
 // Names and dtypes, made once; they live as long as the interpreter.
 struct Known {
     PyObject *data_ptr, *shape, *stride, *dtype, *is_cpu;
-    PyObject *float32, *bfloat16, *int32, *int64, *uint8, *int8, *boolean;
+    PyObject *float32, *float64, *bfloat16, *int32, *int64, *uint8, *int8, *boolean;
 
     Known() {
         data_ptr = PyUnicode_InternFromString("data_ptr");
@@ -17,6 +17,7 @@ struct Known {
         is_cpu = PyUnicode_InternFromString("is_cpu");
         nb::module_ torch = nb::module_::import_("torch");
         float32 = nb::object(torch.attr("float32")).release().ptr();
+        float64 = nb::object(torch.attr("float64")).release().ptr();
         bfloat16 = nb::object(torch.attr("bfloat16")).release().ptr();
         int32 = nb::object(torch.attr("int32")).release().ptr();
         int64 = nb::object(torch.attr("int64")).release().ptr();
@@ -58,6 +59,7 @@ Tensor::Tensor(const char* operation_, const char* name_, nb::handle object_)
     const Known& k = known();
     nb::object shape = attribute(object, k.shape), strides = call(object, k.stride), dtype = attribute(object, k.dtype);
     type = dtype.ptr() == k.float32    ? Type::float32
+           : dtype.ptr() == k.float64  ? Type::float64
            : dtype.ptr() == k.bfloat16 ? Type::bfloat16
            : dtype.ptr() == k.int32    ? Type::int32
            : dtype.ptr() == k.int64    ? Type::int64
@@ -79,6 +81,8 @@ Tensor::Tensor(const char* operation_, const char* name_, nb::handle object_)
 
 bool Tensor::dense(int first) const {
     long expected = 1;
+    for (int i = 0; i < dims; i++)
+        if (size[i] == 0) return true;  // strides of nothing are anything
     for (int i = dims - 1; i >= first; i--) {
         if (size[i] != 1 && stride[i] != expected) return false;
         expected *= size[i];

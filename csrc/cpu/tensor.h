@@ -10,7 +10,7 @@ namespace trunkline {
 
 namespace nb = nanobind;
 
-enum class Type { float32, bfloat16, int32, int64, uint8, int8, boolean, other };
+enum class Type { float32, float64, bfloat16, int32, int64, uint8, int8, boolean, other };
 
 struct Tensor {
     static constexpr int MOST_DIMS = 5;
@@ -27,7 +27,7 @@ struct Tensor {
     bool bf16() const { return type == Type::bfloat16; }
     long element() const {
         const bool byte = type == Type::uint8 || type == Type::int8 || type == Type::boolean;
-        return byte ? 1 : bf16() ? 2 : type == Type::int64 ? 8 : 4;
+        return byte ? 1 : bf16() ? 2 : type == Type::int64 || type == Type::float64 ? 8 : 4;
     }
     // Whether dimensions from `first` on lie side by side in memory.
     bool dense(int first = 0) const;

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import get_args
 
 import pytest
 import torch
 from torch import Tensor
 
-from trunkline.kernels.ops import Kernels
-from trunkline.kernels.ref.dense import silu_gate
+from trunkline.kernels.ops import Activation, Kernels, Quantization
+from trunkline.kernels.ref.dense import apply_gate
 
 # (out, in)
 SIZES = [(16, 16), (33, 17), (96, 72), (512, 256), (64, 8192), (1000, 999), (257, 640), (300, 3072)]
@@ -100,12 +101,48 @@ def test_rms_norm(kernels: Kernels, shape: tuple[int, ...], threads: int) -> Non
 
 
 @pytest.mark.parametrize("width", [1, 17, 88, 640, 3001])
-def test_silu_gate_in_torch(width: int, threads: int) -> None:
+def test_gates_in_torch(width: int, threads: int) -> None:
     torch.manual_seed(2)
     x = torch.randn(ROWS, 2 * width) * 4
     gate, up = x.double().chunk(2, -1)
-    assert relative_error(silu_gate(x), gate * torch.sigmoid(gate) * up) < 1e-6
-    assert_batch_invariant(silu_gate, x, threads)
+    for activation in get_args(Activation):
+        assert relative_error(apply_gate(x, activation), activated(gate, activation) * up) < 1e-6
+        assert_batch_invariant(lambda part, name=activation: apply_gate(part, name), x, threads)
+
+
+def activated(gate: Tensor, activation: Activation) -> Tensor:
+    if activation == "silu":
+        return gate * torch.sigmoid(gate)
+    return torch.nn.functional.gelu(gate, approximate="tanh" if activation == "gelu_tanh" else "none")
+
+
+@pytest.mark.parametrize("activation", get_args(Activation))
+@pytest.mark.parametrize("bits", [None, 8, 4])
+def test_gates(kernels: Kernels, activation: Activation, bits: int | None, threads: int) -> None:
+    torch.manual_seed(4)
+    inputs, outputs = 96, 37
+    quantization = None if bits is None else Quantization(bits, 32 if bits == 4 else 0)  # type: ignore[arg-type]
+    gate, up = torch.randn(outputs, inputs) / 4, torch.randn(outputs, inputs) / 4
+    biases = [torch.randn(outputs), torch.randn(outputs)]
+    packed = kernels.pack_gated(gate, up, biases, quantization, activation)
+    x = torch.randn(ROWS, inputs)
+    exact = [x.double() @ w.double().T + b.double() for w, b in zip((gate, up), biases, strict=True)]
+    error = relative_error(kernels.gated_linear(x, packed), activated(exact[0], activation) * exact[1])
+    assert error < {None: 1e-6, 8: 0.02, 4: 0.3}[bits]
+    assert_batch_invariant(lambda part: kernels.gated_linear(part, packed), x, threads)
+
+
+def test_gelu_near_and_far_from_zero(native_kernels: Kernels) -> None:
+    x = torch.cat((torch.linspace(-9, 9, 4001), torch.tensor([0.0, -0.0, 1e-20, -60.0, 60.0, -1e30, 1e30])))
+    for activation in ("gelu", "gelu_tanh"):
+        packed = native_kernels.pack_gated(
+            torch.ones(1, 1), torch.zeros(1, 1), [torch.zeros(1), torch.ones(1)], None, activation
+        )
+        found = native_kernels.gated_linear(x[:, None], packed)[:, 0].double()
+        wanted = activated(x.double(), activation)
+        assert ((found - wanted).abs() <= 3e-7 + 6e-7 * wanted.abs()).all()
+        bad = torch.tensor([[float("nan")], [1.0]])
+        assert native_kernels.gated_linear(bad, packed).isfinite()[:, 0].tolist() == [False, True]
 
 
 def test_silu_at_extremes(kernels: Kernels) -> None:

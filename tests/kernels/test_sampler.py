@@ -10,8 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from trunkline.kernels.ops import Kernels, TokenMasks
 from trunkline.layers.logprobs import logprobs_of
-from trunkline.layers.sampler import TokenMasks, row_sampling, sample, uniform
+from trunkline.layers.sampler import row_sampling, sample, uniform
 from trunkline.types import LogprobParams, SamplingParams
 
 VOCAB = 2500
@@ -36,6 +37,7 @@ def logits_of(rows: int, seed: int = 0) -> Tensor:
 
 
 def draw(
+    kernels: Kernels,
     logits: Tensor,
     params: Sequence[SamplingParams],
     *,
@@ -51,13 +53,13 @@ def draw(
     ]
     tokens = history or [[] for _ in params]
     found, usable = sample(
-        logits, rows, [position] * len(rows), lambda i: torch.tensor(tokens[i], dtype=torch.int32)
+        kernels, logits, rows, [position] * len(rows), lambda i: torch.tensor(tokens[i], dtype=torch.int32)
     )
     return found.tolist(), usable.tolist()
 
 
-def counts(params: SamplingParams, logits: Tensor, n: int = 4000) -> Tensor:
-    tokens, _ = draw(logits.expand(n, -1), [params] * n, seeds=range(n))
+def counts(kernels: Kernels, params: SamplingParams, logits: Tensor, n: int = 4000) -> Tensor:
+    tokens, _ = draw(kernels, logits.expand(n, -1), [params] * n, seeds=range(n))
     return torch.bincount(torch.tensor(tokens), minlength=logits.shape[-1]) / n
 
 
@@ -76,37 +78,39 @@ def allowed(params: SamplingParams, probs: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("params", VARIETY[1:7], ids=repr)
-def test_distribution(params: SamplingParams) -> None:
+def test_distribution(kernels: Kernels, params: SamplingParams) -> None:
     logits = logits_of(1)[:, :40]
     probs = torch.softmax(logits[0].double() / params.temperature, -1)
     mask = allowed(params, probs)
     expected = torch.where(mask, probs, 0.0)
     expected /= expected.sum()
-    found = counts(params, logits)
+    found = counts(kernels, params, logits)
     assert not found[~mask].any()
     assert (found - expected).abs().max() < 0.03
 
 
 @pytest.mark.parametrize("params", VARIETY[2:7], ids=repr)
-def test_filters_on_a_large_vocabulary_keep_exactly_the_documented_tokens(params: SamplingParams) -> None:
+def test_filters_on_a_large_vocabulary_keep_exactly_the_documented_tokens(
+    kernels: Kernels, params: SamplingParams
+) -> None:
     """Flat and peaked distributions, so that the kept run ends inside and outside of the first candidates."""
     for scale in (0.05, 4.0):
         logits = logits_of(1)[0] / 4 * scale
         probs = torch.softmax((logits / params.temperature), -1)
         mask = allowed(params, probs.double())
-        tokens, _ = draw(logits.expand(300, -1), [params] * 300)
+        tokens, _ = draw(kernels, logits.expand(300, -1), [params] * 300)
         assert mask[tokens].all()
         if scale < 1 and int(mask.sum()) > 1024:
             ranks = probs.argsort(descending=True).argsort()
             assert ranks[tokens].max() > 1024  # the tail is reachable
 
 
-def test_logit_bias_and_presence_penalty() -> None:
+def test_logit_bias_and_presence_penalty(kernels: Kernels) -> None:
     logits = torch.tensor([[3.0, 2.9, -1.0, 2.0]])
 
     def best(prompt_len: int = 1, **params: object) -> int:
         row = SamplingParams(temperature=0.0, **params)  # type: ignore[arg-type]
-        return draw(logits, [row], history=[[0, 3, 3]], prompt_len=prompt_len)[0][0]
+        return draw(kernels, logits, [row], history=[[0, 3, 3]], prompt_len=prompt_len)[0][0]
 
     assert best() == 0
     assert best(logit_bias={2: 4.1}) == 2
@@ -116,38 +120,42 @@ def test_logit_bias_and_presence_penalty() -> None:
     assert best(presence_penalty=-1.1) == 3  # once, however often it occurs
 
 
-def test_frequency_penalty_counts_each_occurrence_in_the_output() -> None:
+def test_frequency_penalty_counts_each_occurrence_in_the_output(kernels: Kernels) -> None:
     logits = torch.tensor([[2.0, 1.9, 1.3]])
     params = SamplingParams(temperature=0.0, frequency_penalty=0.25)
-    assert draw(logits, [params], history=[[0, 0, 0]], prompt_len=3)[0] == [0]
-    assert draw(logits, [params], history=[[0, 0, 0]], prompt_len=2)[0] == [1]  # 2 - 0.25 < 1.9
-    assert draw(logits, [params], history=[[0, 0, 0, 1, 1, 1]], prompt_len=0)[0] == [2]  # 1.25, 1.15, 1.3
+    assert draw(kernels, logits, [params], history=[[0, 0, 0]], prompt_len=3)[0] == [0]
+    assert draw(kernels, logits, [params], history=[[0, 0, 0]], prompt_len=2)[0] == [1]  # 2 - 0.25 < 1.9
+    best = draw(kernels, logits, [params], history=[[0, 0, 0, 1, 1, 1]], prompt_len=0)[0]
+    assert best == [2]  # 1.25, 1.15, 1.3
 
 
-def test_stop_tokens_are_banned_until_the_minimum_length() -> None:
+def test_stop_tokens_are_banned_until_the_minimum_length(kernels: Kernels) -> None:
     logits = torch.zeros(1, 12)
     logits[0, [7, 9, 3, 5]] = torch.tensor([9.0, 8.0, 7.0, 6.0])
     params = SamplingParams(temperature=0.0, min_new_tokens=2, stop_token_ids=(3,))
-    assert draw(logits, [params], history=[[1, 1, 4]], prompt_len=2)[0] == [5]
-    assert draw(logits, [params], history=[[1, 1, 4, 4]], prompt_len=2)[0] == [7]
+    assert draw(kernels, logits, [params], history=[[1, 1, 4]], prompt_len=2)[0] == [5]
+    assert draw(kernels, logits, [params], history=[[1, 1, 4, 4]], prompt_len=2)[0] == [7]
 
 
-def test_repetition_penalty_covers_prompt_and_output() -> None:
+def test_repetition_penalty_covers_prompt_and_output(kernels: Kernels) -> None:
     logits = torch.tensor([[3.0, -1.0, 2.0, -1.5]])
     params = SamplingParams(temperature=0.0, repetition_penalty=1.6)
-    assert draw(logits, [params], history=[[0]], prompt_len=1)[0] == [2]
-    assert draw(logits - 3.5, [params], history=[[0, 2]], prompt_len=1)[0] == [0]  # -0.8 still beats -2.4
+    assert draw(kernels, logits, [params], history=[[0]], prompt_len=1)[0] == [2]
+    assert draw(kernels, logits - 3.5, [params], history=[[0, 2]], prompt_len=1)[0] == [
+        0
+    ]  # -0.8 still beats -2.4
 
 
-def test_rows_do_not_depend_on_each_other() -> None:
+def test_rows_do_not_depend_on_each_other(kernels: Kernels) -> None:
     logits = logits_of(len(VARIETY))
     history = [[i, i + 1, i + 1, 3] for i in range(len(VARIETY))]
-    together, _ = draw(logits, VARIETY, history=history, seeds=[40 + i for i in range(len(VARIETY))])
+    together, _ = draw(kernels, logits, VARIETY, history=history, seeds=[40 + i for i in range(len(VARIETY))])
     for i, params in enumerate(VARIETY):
-        alone, _ = draw(logits[i : i + 1], [params], history=history[i : i + 1], seeds=[40 + i])
+        alone, _ = draw(kernels, logits[i : i + 1], [params], history=history[i : i + 1], seeds=[40 + i])
         assert alone == [together[i]]
     order = torch.randperm(len(VARIETY), generator=torch.Generator().manual_seed(1)).tolist()
     shuffled, _ = draw(
+        kernels,
         logits[order],
         [VARIETY[i] for i in order],
         history=[history[i] for i in order],
@@ -156,22 +164,22 @@ def test_rows_do_not_depend_on_each_other() -> None:
     assert shuffled == [together[i] for i in order]
 
 
-def test_logits_are_left_unchanged() -> None:
+def test_logits_are_left_unchanged(kernels: Kernels) -> None:
     logits = logits_of(len(VARIETY))
     before = logits.clone()
-    draw(logits, VARIETY, history=[[1, 2, 3]] * len(VARIETY))
+    draw(kernels, logits, VARIETY, history=[[1, 2, 3]] * len(VARIETY))
     assert torch.equal(logits, before)
 
 
-def test_a_bad_row_is_reported_and_hurts_nobody() -> None:
+def test_a_bad_row_is_reported_and_hurts_nobody(kernels: Kernels) -> None:
     logits = logits_of(5)
     params = [VARIETY[1], VARIETY[2], VARIETY[3], VARIETY[0], VARIETY[9]]
-    expected, usable = draw(logits, params)
+    expected, usable = draw(kernels, logits, params)
     assert usable == [True] * 5
     for bad, value in ((0, float("nan")), (1, float("inf")), (2, float("nan")), (3, float("-inf"))):
         broken = logits.clone()
         broken[bad, 100] = value
-        tokens, usable = draw(broken, params)
+        tokens, usable = draw(kernels, broken, params)
         assert usable == [i != bad for i in range(5)]
         assert all(0 <= token < VOCAB for token in tokens)
         assert [t for i, t in enumerate(tokens) if i != bad] == [
@@ -179,12 +187,14 @@ def test_a_bad_row_is_reported_and_hurts_nobody() -> None:
         ]
 
 
-def test_everything_banned_is_reported() -> None:
+def test_everything_banned_is_reported(kernels: Kernels) -> None:
     rows = [
         row_sampling(SamplingParams(min_new_tokens=3, stop_token_ids=stop), None, 0, (), CPU)
         for stop in ((0, 1), (0,))
     ]
-    tokens, usable = sample(torch.zeros(2, 2), rows, [0, 0], lambda i: torch.zeros(0, dtype=torch.int32))
+    tokens, usable = sample(
+        kernels, torch.zeros(2, 2), rows, [0, 0], lambda i: torch.zeros(0, dtype=torch.int32)
+    )
     assert usable.tolist() == [False, True]
     assert int(tokens[1]) == 1
 
@@ -253,7 +263,9 @@ class TestMasks:
         ],
     )
     @pytest.mark.parametrize("at", [[0, 1, 2, 3], [1], [0, 3]])
-    def test_as_if_nothing_else_had_probability(self, params: SamplingParams, at: list[int]) -> None:
+    def test_as_if_nothing_else_had_probability(
+        self, kernels: Kernels, params: SamplingParams, at: list[int]
+    ) -> None:
         generator = torch.Generator().manual_seed(1)
         logits = torch.randn(4, self.VOCAB, generator=generator) * 3
         before = logits.clone()
@@ -261,30 +273,35 @@ class TestMasks:
         rows = [row_sampling(params, None, 1, (), torch.device("cpu"), guided=True) for _ in range(4)]
         history = torch.tensor([7, 31, 7], dtype=torch.int32)
         positions = [3, 9, 27, 81]
-        tokens, usable = sample(logits, rows, positions, lambda i: history, self.masks(at, allowed))
+        tokens, usable = sample(kernels, logits, rows, positions, lambda i: history, self.masks(at, allowed))
         banned = logits.clone()
         for i, kept in zip(at, allowed, strict=True):
             rest = [token for token in range(self.VOCAB) if token not in kept]
             banned[i, rest] = -1e30
             assert tokens[i] in kept
-        assert torch.equal(tokens, sample(banned, rows, positions, lambda i: history)[0])
+        assert torch.equal(tokens, sample(kernels, banned, rows, positions, lambda i: history)[0])
         assert usable.all() and torch.equal(logits, before)
 
-    def test_a_mask_has_the_last_word_over_a_minimum(self) -> None:
+    def test_a_mask_has_the_last_word_over_a_minimum(self, kernels: Kernels) -> None:
         params = SamplingParams(temperature=0.0, min_new_tokens=5, stop_token_ids=(40,))
         rows = [row_sampling(params, None, 1, (2,), torch.device("cpu"), guided=True) for _ in range(2)]
         logits = torch.zeros(2, self.VOCAB)
         logits[:, 40], logits[:, 2] = 3.0, 2.0
         tokens, usable = sample(
-            logits, rows, [1, 1], lambda i: torch.zeros(1, dtype=torch.int32), self.masks([0], [[2, 40]])
+            kernels,
+            logits,
+            rows,
+            [1, 1],
+            lambda i: torch.zeros(1, dtype=torch.int32),
+            self.masks([0], [[2, 40]]),
         )
         assert tokens[0] == 40 and tokens[1] not in (2, 40) and usable.all()
 
-    def test_a_row_that_is_not_finite_shows_behind_its_mask(self) -> None:
+    def test_a_row_that_is_not_finite_shows_behind_its_mask(self, kernels: Kernels) -> None:
         params = SamplingParams(temperature=0.0)
         rows = [row_sampling(params, None, 1, (), torch.device("cpu"), guided=True) for _ in range(4)]
         logits = torch.zeros(4, self.VOCAB)
         logits[0, 5], logits[1, 5], logits[2, 5] = float("nan"), float("inf"), float("-inf")
         masks = self.masks([0, 1, 2, 3], [[9]] * 4)
-        _, usable = sample(logits, rows, [1] * 4, lambda i: torch.zeros(1, dtype=torch.int32), masks)
+        _, usable = sample(kernels, logits, rows, [1] * 4, lambda i: torch.zeros(1, dtype=torch.int32), masks)
         assert usable.tolist() == [False, False, False, True]

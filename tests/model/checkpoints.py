@@ -56,6 +56,8 @@ FAMILIES: dict[str, PreTrainedConfig] = {
     "llama3-tied": _config(LlamaConfig, tie_word_embeddings=True, rope_parameters=LLAMA3),
     "llama-linear-bias": _config(LlamaConfig, rope_parameters=LINEAR, attention_bias=True, mlp_bias=True),
     "llama-yarn": _config(LlamaConfig, rope_parameters=YARN, num_key_value_heads=6),
+    "llama-gelu": _config(LlamaConfig, hidden_act="gelu"),
+    "mistral-gelu-tanh": _config(MistralConfig, hidden_act="gelu_pytorch_tanh", sliding_window=None),
     "mistral": _config(MistralConfig, sliding_window=40, head_dim=16),
     "qwen2": _config(Qwen2Config, tie_word_embeddings=True),
     "qwen2-window": _config(Qwen2Config, num_key_value_heads=1, **QWEN_WINDOW),

@@ -20,9 +20,8 @@ from tests.model.conftest import Checkpoints
 from tests.model.engine import Result, engine_config, make_core, run
 from trunkline.config.compat import FEATURES
 from trunkline.config.schema import EngineConfig
-from trunkline.kernels.ops import Kernels
+from trunkline.kernels.ops import Kernels, TokenMasks
 from trunkline.layers.pooling import Pool
-from trunkline.layers.sampler import TokenMasks
 from trunkline.messages import AddRequest
 from trunkline.scheduler.plan import TokensAt
 from trunkline.types import GrammarSpec, LogprobParams, Pooling, SamplingParams, Thinking

@@ -207,7 +207,7 @@ def test_unknown_architecture(tmp_path: Path) -> None:
         ({"hidden_size": 40000}, "hidden_size is 40000"),
         ({"rms_norm_eps": -1.0}, "rms_norm_eps must be a positive number"),
         ({"rope_theta": 0}, "rope_theta must be a number above 1"),
-        ({"hidden_act": "gelu"}, "hidden_act is 'gelu'"),
+        ({"hidden_act": "relu"}, "hidden_act is 'relu'; known: silu, gelu"),
         ({"eos_token_id": [2, 100]}, "eos_token_id 100 is outside the vocabulary of 100"),
         ({"eos_token_id": "</s>"}, "eos_token_id must be token ids"),
         ({"rope_scaling": {"type": "linear", "factor": None}}, "needs factor to be a positive number"),

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import msgspec
 import pytest
 import torch
 
 from tests.model.conftest import Checkpoints
 from tests.model.engine import admit, engine_config, make_worker, plan
+from trunkline.config.model_spec import load_model_spec
 from trunkline.kernels.cpu import ops as native
 from trunkline.types import SamplingParams
+from trunkline.worker.runner import ModelWorker
 
 
 @pytest.mark.parametrize("isa", native.isas())
@@ -36,14 +40,32 @@ def test_the_stack_is_its_layers(
             assert worker.model.stack is not None
             if not whole:
                 worker.model.stack = None
-            steps = [worker.forward(plan((0, size, True), admits=admits)) for size, admits in script()]
+            logits = []
+            for size, admits in script():
+                step = worker.forward(plan((0, size, True), admits=admits))
+                logits.append(step.logits.clone())
             written = worker.pool.data[:, 20 * 8 : 20 * 8 + 143].clone()
-            results.append(([step.logits for step in steps], written))
+            results.append((logits, written))
     finally:
         native.select_isa(native.isas()[0])
     (one, one_kv), (other, other_kv) = results
     assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
     assert torch.equal(one_kv, other_kv)
+
+
+def test_a_cap_and_a_scale_reach_both(checkpoints: Checkpoints) -> None:
+    config = engine_config(checkpoints("qwen3")[0], page_size=8, num_pages=100)
+    spec = load_model_spec(config.model.path)
+    found = []
+    for changes in ({}, {"attention_soft_cap": 0.5, "attention_scale": 0.4}):
+        for whole in (True, False):
+            worker = ModelWorker(config, dataclasses.replace(spec, **changes))
+            if not whole:
+                worker.model.stack = None
+            steps = [worker.forward(plan((0, size, True), admits=admits)) for size, admits in script()]
+            found.append(steps[-1].logits.clone())
+    assert torch.equal(found[0], found[1]) and torch.equal(found[2], found[3])
+    assert (found[0] - found[2]).abs().max() > 1e-3
 
 
 def script() -> list[tuple[int, list[object]]]:

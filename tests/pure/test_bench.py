@@ -16,6 +16,7 @@ from trunkline.bench.offline import Timeline, timed, with_pool
 from trunkline.bench.report import percentile, random_prompts, rate, show, spread
 from trunkline.bench.startup import Options as StartupOptions
 from trunkline.bench.startup import measure as measure_start
+from trunkline.bench.startup import phases_of
 from trunkline.bench.startup import report as report_starts
 from trunkline.cli.main import main
 from trunkline.cli.make_model import make_model
@@ -124,19 +125,57 @@ def test_kernels_report_every_shape(
     monkeypatch.setattr(kernels, "LINEAR_SIZES", ((32, 64),))
     monkeypatch.setattr(kernels, "ROWS", (1, 4))
     monkeypatch.setattr(kernels, "ATTENTION_SHAPES", ((2, 1, 40), (1, 8, 16)))
+    monkeypatch.setattr(kernels, "VOCABULARY", 300)
+    monkeypatch.setattr(kernels, "SAMPLING_ROWS", (3,))
     words = ["bench", "kernels", "--seconds", "0.001", "--cpu-threads", "1", "--dtype", "float32"]
     assert main([*words, "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
     assert [(p["n"], p["k"], p["m"]) for p in result["linear"]] == [(32, 64, 1), (32, 64, 4)]
     assert [p["requests"] for p in result["attention"]] == [2, 1]
-    for point in result["linear"] + result["attention"]:
+    assert [p["how"] for p in result["sampling"]] == list(kernels.SAMPLING)
+    for point in result["linear"] + result["attention"] + result["sampling"]:
         assert point["us"] > 0 and point["of_limit"] >= 0
     assert result["read_gb_per_s"] > 0 and result["peak_gflop_per_s"] > 0
     assert main(words) == 0
     assert "of_limit" in capsys.readouterr().out
 
 
+# ---------------------------------------------------------------------- scheduler
+@pytest.mark.parametrize("temperature", ["0", "1"])
+def test_the_scheduler_s_share_of_a_step(
+    tiny: Path, capsys: pytest.CaptureFixture[str], temperature: str
+) -> None:
+    words = ["bench", "scheduler", "--model-path", str(tiny), "--rows", "5", "--steps", "3", "--json"]
+    assert main([*words, "--temperature", temperature]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["rows"] == 5 and result["steps"] == 3 and 0 < result["share"] < 1
+    assert 0 < result["beside_model_ms"] < result["step_ms"]
+
+
+def test_rows_that_do_not_fit_are_told(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["bench", "scheduler", "--model-path", str(tiny), "--rows", "5", "--max-running-requests", "3"]
+    assert main([*words, "--json"]) != 0
+    assert "of 5 rows decoded in a step" in capsys.readouterr().err
+
+
 # ---------------------------------------------------------------------- startup
+def test_phases_of_a_start_add_up() -> None:
+    info = {"import_s": 0.5, "map_s": 0.1, "pack_s": 0.4, "load_s": 0.7}
+    phases = phases_of(0.2, 1.7, 1.8, info)
+    assert phases == pytest.approx(
+        {
+            "server_s": 0.2,
+            "import_s": 0.5,
+            "map_s": 0.1,
+            "pack_s": 0.4,
+            "core_s": 0.2,
+            "rest_s": 0.3,
+            "answer_s": 0.1,
+        }
+    )
+    assert sum(phases.values()) == pytest.approx(1.8)
+
+
 @pytest.mark.slow
 def test_the_memory_plan_bounds_what_a_start_takes(tmp_path: Path) -> None:
     """Weights are in memory once, also while they load: a second copy is more than may be extra."""
@@ -149,6 +188,7 @@ def test_the_memory_plan_bounds_what_a_start_takes(tmp_path: Path) -> None:
     assert found["first_token_s"] >= found["ready_s"] > 0
     assert 0 < found["extra_bytes"] < 500_000_000 < found["weight_bytes"]
     assert start.peak_rss_bytes < resolved.memory.needed
+    assert found["phases"]["pack_s"] > 0 and min(found["phases"].values()) >= 0
 
 
 # ---------------------------------------------------------------------- grammar

@@ -8,13 +8,14 @@ from importlib import import_module
 
 from trunkline.types import RequestError
 
-ABOUT = """usage: trunkline bench offline|serving|startup|kernels|grammar [FLAGS]
+ABOUT = """usage: trunkline bench offline|serving|startup|scheduler|kernels|grammar [FLAGS]
 
-  offline   an engine in this process: prompt and output tokens a second, latencies
-  serving   a server under open-loop load: a running one (--url), or one started for the purpose
-  startup   from the start of a server's process to its first token, and the memory that takes
-  kernels   single operations against the limits of this machine
-  grammar   compile times and masks of constraints, with a model's vocabulary
+  offline    an engine in this process: prompt and output tokens a second, latencies
+  serving    a server under open-loop load: a running one (--url), or one started for the purpose
+  startup    from the start of a server's process to its first token, and the memory that takes
+  scheduler  what a step costs beside the model, with many rows
+  kernels    single operations against the limits of this machine
+  grammar    compile times and masks of constraints, with a model's vocabulary
 
 `trunkline bench NAME --help` lists the flags. --json prints one line of JSON.
 """
@@ -25,9 +26,9 @@ def run(words: list[str]) -> int:
     if kind in ("-h", "--help"):
         sys.stdout.write(ABOUT)
         return 0
-    if kind not in ("offline", "serving", "startup", "kernels", "grammar"):
+    if kind not in ("offline", "serving", "startup", "scheduler", "kernels", "grammar"):
         raise RequestError(
-            f"{kind!r} is no benchmark: choose offline, serving, startup, kernels or grammar",
+            f"{kind!r} is no benchmark: choose offline, serving, startup, scheduler, kernels or grammar",
             code="unknown_flag",
             param=kind,
         )

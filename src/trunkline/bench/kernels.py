@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     import torch
 
 Quantized = tuple[Literal[8, 4], int]  # bits, inputs that share a scale
-ABOUT = "Measure the linear layer and attention, and compare with the memory and arithmetic of this machine."
+ABOUT = "Measure linear layers, attention and sampling; compare with this machine's memory and arithmetic."
 LINEAR_SIZES = ((1024, 1024), (4096, 1024), (6144, 1024), (1024, 3072), (32768, 1024))  # (outputs, inputs)
 ROUNDED_SIZES = ((6144, 1024), (1024, 3072))
 ROUNDED: Mapping[str, Quantized] = MappingProxyType({"int8": (8, 0), "int4": (4, 32), "int4-128": (4, 128)})
@@ -40,6 +40,16 @@ ATTENTION_SHAPES = (
     (1, 256, 256),
     (1, 256, 2048),
 )  # (requests, new, keys)
+VOCABULARY = 151_936
+SAMPLING_ROWS = (1, 32, 256)
+SAMPLING: Mapping[str, tuple[int, float, float]] = MappingProxyType(  # top_k, top_p, min_p
+    {
+        "whole": (0, 1.0, 0.0),
+        "top-k 50": (50, 1.0, 0.0),
+        "top-p 0.95": (0, 0.95, 0.0),
+        "min-p 0.05": (0, 1.0, 0.05),
+    }
+)
 HEADS, KV_HEADS, HEAD_DIM, PAGE = 16, 8, 128, 16
 COLD_BYTES = 192 << 20  # weights are cycled through so many bytes, so that no cache holds them
 
@@ -164,6 +174,7 @@ def measure(options: Options) -> dict[str, Any]:
                 for m in ROWS
             ],
             "attention": [attention_point(bench, kernels, *shape) for shape in ATTENTION_SHAPES],
+            "sampling": [sampling_point(bench, kernels, n, how) for n in SAMPLING_ROWS for how in SAMPLING],
         }
         limits = before.better(measure_limits(bench, kernels, computed))
     for kind, entries in points.items():
@@ -257,6 +268,35 @@ def attention_point(bench: Bench, kernels: Any, requests: int, new: int, keys: i
     }
 
 
+def sampling_point(bench: Bench, kernels: Any, rows: int, how: str) -> dict[str, Any]:
+    """Rows of normally distributed logits at temperature 1. They are flatter than a trained model's: filters
+    keep more of them."""
+    import torch
+
+    from trunkline.kernels.ops import Choices
+
+    top_k, top_p, min_p = SAMPLING[how]
+    logits = torch.randn(rows, VOCABULARY, device=bench.device) * 3
+    choices = Choices(
+        sharpness=torch.full((rows,), 1.442695),
+        top_k=torch.full((rows,), top_k),
+        top_p=torch.full((rows,), top_p, dtype=torch.float64),
+        min_p=torch.full((rows,), min_p, dtype=torch.float64),
+        u=torch.rand(rows, dtype=torch.float64),
+    )
+    took = bench.time(lambda _: kernels.choose(logits, choices))
+    size = rows * VOCABULARY * 4
+    return {
+        "rows": rows,
+        "how": how,
+        "us": round(took * 1e6, 1),
+        "gb_per_s": round(size / took / 1e9, 2),
+        "gflop_per_s": 0.0,
+        "bytes": size,
+        "work": 0.0,
+    }
+
+
 def print_table(result: dict[str, Any]) -> None:
     print(f"{result['dtype']} on {result['device']} ({result['kernels']}), {result['threads']} threads")
     print(f"reads {result['read_gb_per_s']} GB/s, computes {result['peak_gflop_per_s']} GFLOP/s", end="")
@@ -265,6 +305,7 @@ def print_table(result: dict[str, Any]) -> None:
         ("linear", ("n", "k", "m")),
         ("rounded", ("weights", "n", "k", "m")),
         ("attention", ("requests", "new", "keys")),
+        ("sampling", ("rows", "how")),
     ):
         columns = (*names, "us", "gb_per_s", "gflop_per_s", "of_limit")
         print(f"\n{kind}\n" + "".join(f"{c:>13}" for c in columns))

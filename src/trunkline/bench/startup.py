@@ -7,10 +7,12 @@ import re
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 from trunkline.bench.report import show
 from trunkline.bench.server import START_TIMEOUT, free_port, server_words
@@ -42,6 +44,23 @@ class Start:
     ready_s: float
     first_token_s: float
     peak_rss_bytes: int
+    phases: dict[str, float]  # seconds, one after another
+
+
+def phases_of(
+    spawn_s: float, ready_s: float, first_token_s: float, info: Mapping[str, Any]
+) -> dict[str, float]:
+    """Seconds that each phase took, from the start of the server's process to the first token.
+
+    `spawn_s`: until the engine's process was started; ready_s and first_token_s are counted from the start
+    too. The engine says in `info` how long its imports (torch), opening and packing of weights, and the rest
+    of making its core took. `rest_s` is the start of the interpreter in between, and opening the port.
+    """
+    loaded = {name: float(info[name]) for name in ("import_s", "map_s", "pack_s")}
+    core = float(info["load_s"]) - loaded["map_s"] - loaded["pack_s"]
+    parts = {"server_s": spawn_s, **loaded, "core_s": core}
+    rest = ready_s - sum(parts.values())
+    return {**parts, "rest_s": rest, "answer_s": first_token_s - ready_s}
 
 
 def run(words: list[str]) -> int:
@@ -69,6 +88,9 @@ def report(resolved: Resolved, starts: list[Start]) -> dict[str, object]:
         "peak_rss_bytes": peak,
         "weight_bytes": weights,
         "extra_bytes": peak - weights - kv,
+        "phases": {
+            name: round(median(start.phases[name] for start in starts), 3) for name in starts[0].phases
+        },
         "runs": [(round(start.ready_s, 3), round(start.first_token_s, 3)) for start in starts],
     }
 
@@ -77,7 +99,7 @@ async def measure(options: Options) -> Start:
     """One start of a server on a free port. Raises RequestError when it ends instead."""
     port = free_port(options.host)
     command = [sys.executable, "-m", "trunkline.launch_server", *server_words(options), "--port", str(port)]
-    started = time.perf_counter()
+    began, started = time.time(), time.perf_counter()
     server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
         assert server.stdout is not None
@@ -89,27 +111,32 @@ async def measure(options: Options) -> Start:
         ready = time.perf_counter() - started
         await _first_token(options, port)
         first = time.perf_counter() - started
-        return Start(ready, first, _engine_peak(server.pid))
+        import psutil  # type: ignore[import-untyped]
+
+        (engine,) = psutil.Process(server.pid).children()
+        info = (await _client(options, port).json("GET", "/server_info"))["ready"]["info"]
+        phases = phases_of(engine.create_time() - began, ready, first, info)
+        return Start(ready, first, _peak(engine.pid), phases)
     finally:
         server.terminate()
         server.communicate()
 
 
 async def _first_token(options: Options, port: int) -> None:
-    headers = {"Authorization": f"Bearer {options.api_key}"} if options.api_key else {}
     body = {"prompt": _PROMPT, "max_tokens": _OUTPUT, "temperature": 0, "ignore_eos": True, "stream": True}
-    client = HttpClient(f"http://{options.host}:{port}", headers)
-    async with aclosing(client.events("/v1/completions", body)) as stream:
+    async with aclosing(_client(options, port).events("/v1/completions", body)) as stream:
         async for event in stream:
             if event["choices"]:
                 return
 
 
-def _engine_peak(pid: int) -> int:
-    """VmHWM of the server's only child, the engine."""
-    import psutil  # type: ignore[import-untyped]
+def _client(options: Options, port: int) -> HttpClient:
+    headers = {"Authorization": f"Bearer {options.api_key}"} if options.api_key else {}
+    return HttpClient(f"http://{options.host}:{port}", headers)
 
-    (engine,) = psutil.Process(pid).children()
-    peak = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{engine.pid}/status").read_text())
+
+def _peak(pid: int) -> int:
+    """VmHWM of a process."""
+    peak = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
     assert peak is not None
     return int(peak.group(1)) * 1024

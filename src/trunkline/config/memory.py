@@ -16,8 +16,11 @@ if TYPE_CHECKING:
 # Resident size before any tensor exists of the engine's process (230 MiB, with torch 2.13) and the server's
 # (50 to 100 MiB, by vocabulary). On a GPU: its context and the libraries' workspaces.
 RUNTIME_BYTES: Mapping[Device, int] = {"cpu": 310 << 20, "cuda": 600 << 20}
-# Sampling: float32 logits, a masked and a scaled copy, probabilities, their sum in float64, and flags.
-BYTES_PER_LOGIT = 28
+# Sampling: float32 logits; in torch also a changed copy, weights and sums in float64, their order, and flags.
+LOGIT_BYTES = 4
+BYTES_PER_LOGIT = 44
+# Native kernels choose row by row: a changed copy, weights, counts, candidates twice, for each thread.
+THREAD_BYTES_PER_LOGIT = 24
 # Bounds of the attention op: keys gathered for one call, and mask elements held for a step.
 GATHERED_KEYS = 1 << 12
 # Native kernels: working memory of the threads, and blocks of a long request that are merged after.
@@ -83,6 +86,7 @@ class Demand:
     max_context: int
     step_tokens: int
     native_kernels: bool = False
+    threads: int = 1
     weight_bits: float | None = None  # of rounded weights, with their scales; the head's are 8
 
     @property
@@ -135,6 +139,10 @@ class Demand:
         group = spec.num_heads // spec.num_kv_heads
         masks = 4 * min(KEPT_MASKS, self.step_tokens * group * self.max_context)
         logits = self.max_running * spec.vocab_size * BYTES_PER_LOGIT
+        if self.native_kernels:
+            logits = (
+                self.max_running * LOGIT_BYTES + self.threads * THREAD_BYTES_PER_LOGIT
+            ) * spec.vocab_size
         rows = self.max_running * 4 * (self.max_context + 1 + -(-self.max_context // self.page_size))
         rope = self.max_context * 2 * spec.head_dim * 4
         reading = MemoryItem("attention", gathered + masks, "keys and values gathered for a call, and masks")

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal
 
 from trunkline.config.schema import DTYPE_BYTES, KVType
 from trunkline.types import Pooling, RequestError
@@ -37,6 +37,12 @@ _ROPE_FACTORS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     }
 )
 _YARN_OPTIONS = ("attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim")
+_ACTIVATIONS: Mapping[str, Literal["silu", "gelu", "gelu_tanh"]] = {
+    "silu": "silu",
+    "gelu": "gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+}
 _HUB_ID = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")
 _MAX_HIDDEN = 32767  # a longer row would be summed in an order that depends on the number of threads
 
@@ -89,6 +95,9 @@ class ModelSpec:
     dtype: str  # of the checkpoint
     path: str
     generation_defaults: dict[str, float]
+    activation: Literal["silu", "gelu", "gelu_tanh"] = "silu"  # of the gate
+    attention_scale: float | None = None  # of scores; None: head_dim ** -0.5
+    attention_soft_cap: float = 0.0  # scaled scores s become cap * tanh(s / cap); 0: they stay
     pooling: Pooling | None = None  # how sentence-transformers pools it, where the folder says so
 
     def kv_bytes_per_token(self, dtype: KVType) -> int:
@@ -184,9 +193,9 @@ class _Reader:
         architecture = self._architecture()
         hidden, heads = self._size("hidden_size"), self._size("num_attention_heads")
         layers = self._size("num_hidden_layers")
-        act = self.config.get("hidden_act", "silu")
-        if act != "silu":
-            raise self._error(f"hidden_act is {act!r}; only 'silu' is known")
+        act = self.config.get("hidden_activation") or self.config.get("hidden_act", "silu")
+        if act not in _ACTIVATIONS:
+            raise self._error(f"hidden_act is {act!r}; known: {', '.join(_ACTIVATIONS)}")
         if self.config.get("quantization_config"):
             method = self.config["quantization_config"]
             method = method.get("quant_method") if isinstance(method, dict) else method
@@ -218,6 +227,7 @@ class _Reader:
             dtype=self._dtype(),
             path=str(self.folder),
             generation_defaults=self._generation_defaults(),
+            activation=_ACTIVATIONS[act],
             pooling=_pooling(self.folder),
         )
         self._check_shapes(spec)

@@ -113,11 +113,12 @@ def resolve(args: Args, spec: ModelSpec, hardware: Hardware) -> Resolved:
         max_context=context,
         step_tokens=step_tokens,
         native_kernels=device == "cpu" and hardware.native_kernels,
+        threads=_threads(args, hardware, why),
         weight_bits=_weight_bits(args),
     )
     num_pages, plan = size_pool(args, demand, hardware, why)
     config = EngineConfig(
-        model=_model(args, demand, hardware, why),
+        model=_model(args, demand, why),
         cache=CacheConfig(
             page_size=args.page_size,
             num_pages=num_pages,
@@ -137,7 +138,7 @@ def resolve(args: Args, spec: ModelSpec, hardware: Hardware) -> Resolved:
     return Resolved(config, _all_reasons(args, why), plan, derived)
 
 
-def _model(args: Args, demand: Demand, hardware: Hardware, why: dict[str, str]) -> ModelConfig:
+def _model(args: Args, demand: Demand, why: dict[str, str]) -> ModelConfig:
     given = args.model_path
     if given is None:
         why["model.path"] = "the bundled model"
@@ -145,12 +146,6 @@ def _model(args: Args, demand: Demand, hardware: Hardware, why: dict[str, str]) 
         why["model.served_model_name"] = "the model path as given" if given else "the bundled model"
     if args.random_seed is None:
         why["model.seed"] = "zero without --random-seed"
-    threads, reason = args.cpu_threads, "--cpu-threads"
-    if threads is None and hardware.threads_wanted is not None:
-        threads, reason = hardware.threads_wanted, "OMP_NUM_THREADS"
-    elif threads is None:
-        threads, reason = hardware.cores, "the cores that this process may use"
-    why["model.threads"] = reason
     if args.pooling is None and demand.spec.pooling is not None:
         why["model.pooling"] = "1_Pooling/config.json"
     pooling = args.pooling or demand.spec.pooling or "last"
@@ -161,13 +156,23 @@ def _model(args: Args, demand: Demand, hardware: Hardware, why: dict[str, str]) 
         quantization=_QUANTIZATIONS[args.quantization],
         quantization_group=args.quantization_group_size,
         device=demand.device,
-        threads=threads,
+        threads=demand.threads,
         served_model_name=args.served_model_name or given or "seedling",
         weight_version=args.weight_version,
         revision=args.revision,
         seed=args.random_seed or 0,
         pooling="mean" if pooling == "mean" else "last",
     )
+
+
+def _threads(args: Args, hardware: Hardware, why: dict[str, str]) -> int:
+    threads, reason = args.cpu_threads, "--cpu-threads"
+    if threads is None and hardware.threads_wanted is not None:
+        threads, reason = hardware.threads_wanted, "OMP_NUM_THREADS"
+    elif threads is None:
+        threads, reason = hardware.cores, "the cores that this process may use"
+    why["model.threads"] = reason
+    return threads
 
 
 def _scheduler(args: Args, demand: Demand, num_pages: int, why: dict[str, str]) -> SchedulerConfig:

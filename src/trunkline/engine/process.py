@@ -54,6 +54,7 @@ class Channel(Protocol):
 
 def build_core(config: EngineConfig) -> tuple[EngineCore, Ready]:
     """Load the model and put the parts together. Raises RequestError for what can't be loaded."""
+    began = time.monotonic()
     from trunkline.worker.runner import ModelWorker  # loads torch
 
     started = time.monotonic()
@@ -74,7 +75,14 @@ def build_core(config: EngineConfig) -> tuple[EngineCore, Ready]:
         max_running=config.scheduler.max_running,
         vocab_size=spec.vocab_size,
         hidden_size=spec.hidden_size,
-        info={"pid": os.getpid(), "load_s": round(time.monotonic() - started, 3), **worker.memory_report()},
+        info={
+            "pid": os.getpid(),
+            "import_s": round(started - began, 3),
+            "map_s": round(worker.model.map_s, 3),
+            "pack_s": round(worker.model.pack_s, 3),
+            "load_s": round(time.monotonic() - started, 3),
+            **worker.memory_report(),
+        },
     )
     return EngineCore(scheduler, worker, config.scheduler.depth, _guidance(config, spec)), ready
 

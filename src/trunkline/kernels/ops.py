@@ -13,8 +13,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, get_args
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -32,6 +34,11 @@ class Quantization:
     group: int = 0  # inputs, a multiple of 8; 0 with 8 bits
 
 
+Activation = Literal[
+    "silu", "gelu", "gelu_tanh"
+]  # of a gate; gelu is x * Phi(x), or its approximation by tanh
+
+
 @dataclass(frozen=True)
 class PackedLinear:
     """A linear layer's weight in the layout its kernel wants. `data`, `scales` and `bias` are opaque."""
@@ -44,6 +51,64 @@ class PackedLinear:
     gated: bool = False  # made by `pack_gated`
     quantization: Quantization | None = None
     scales: Tensor | None = None  # where they are not a part of `data`
+    activation: Activation = "silu"  # of the gate
+
+    @property
+    def gate_number(self) -> int:
+        """0: not gated; else 1 and the place in `Activation`."""
+        return 1 + get_args(Activation).index(self.activation) if self.gated else 0
+
+
+@dataclass(frozen=True)
+class TokenMasks:
+    """What some rows may choose: row `at[i]`, rising, the columns c whose bit (c & 31) of `words[i, c >> 5]`
+    is 1 (int32, on the host). At least one bit of each is set."""
+
+    at: Sequence[int]
+    words: npt.NDArray[np.int32]
+
+
+@dataclass(frozen=True)
+class Adjustment:
+    """What changes the logits of a row before the choice, in this order, in float32."""
+
+    row: int
+    history: Tensor  # int32 [L]: the tokens before the new one
+    prompt_len: int  # so many of them are the prompt
+    repetition: float  # of tokens in the history positive logits are divided by it, others multiplied; 1: not
+    frequency: float  # taken off for each occurrence of a token in the output
+    presence: float  # taken off a token that occurs in the output
+    bias_ids: Tensor  # int64: to these are added
+    bias_values: Tensor  # float32
+    banned: Tensor  # int64: become -inf, unless the row has a mask
+
+
+WEIGHT_BITS = 35
+
+
+@dataclass(frozen=True)
+class Choices:
+    """How to choose a column in each of n rows of logits. Columns [n], on the host.
+
+    After adjustments and masks (-inf), each column weighs w = 2^((logit - largest) * sharpness) times 2^35,
+    rounded to a whole number: differences, products and the polynomial for powers round to float32 once each,
+    so that w is the same everywhere, and sums of w are exact. Filters judge all columns, in order of logit
+    and then of index: kept are the first `top_k`, those with no more than `top_p` of the weight of all ahead
+    of them, and those that weigh at least `min_p` of the largest. Of the kept, in order of index, the one in
+    which the running sum passes `u` times their sum is chosen. A column that weighs nothing (less than
+    2^-36 of the largest) never is.
+    """
+
+    sharpness: Tensor  # float32: log2(e) / temperature; 0: the largest, of equals the first
+    top_k: Tensor  # int64; 0 or less: all
+    top_p: Tensor  # float64; 1 or more: all
+    min_p: Tensor  # float64
+    u: Tensor  # float64, in [0, 1)
+    adjustments: Sequence[Adjustment] = ()
+
+    @property
+    def filters(self) -> Tensor:
+        return (self.top_k > 0) | (self.top_p < 1) | (self.min_p > 0)
 
 
 @dataclass(frozen=True)
@@ -109,24 +174,44 @@ class Kernels(Protocol):
         ...
 
     def pack_gated(
-        self, gate: Tensor, up: Tensor, biases: Sequence[Tensor], quantization: Quantization | None = None
+        self,
+        gate: Tensor,
+        up: Tensor,
+        biases: Sequence[Tensor],
+        quantization: Quantization | None = None,
+        activation: Activation = "silu",
     ) -> PackedLinear:
         """Pack two weights [out, in] for `gated_linear`; biases are those of both, or none."""
         ...
 
     def linear(
-        self, x: Tensor, packed: PackedLinear, residual: Tensor | None = None, wide: bool = False
+        self,
+        x: Tensor,
+        packed: PackedLinear,
+        residual: Tensor | None = None,
+        wide: bool = False,
+        out: Tensor | None = None,
     ) -> Tensor:
-        """[T, in] -> [T, out]: x @ weight.T + bias + residual; in float32 if `wide`, else in x's dtype."""
+        """[T, in] -> [T, out]: x @ weight.T + bias + residual; in float32 if `wide`, else in x's dtype.
+        Written to `out` if there is one."""
         ...
 
     def gated_linear(self, x: Tensor, packed: PackedLinear) -> Tensor:
-        """[T, in] -> [T, out]: silu(x @ gate.T) * (x @ up.T), with the biases of both."""
+        """[T, in] -> [T, out]: activation(x @ gate.T) * (x @ up.T), with the biases of both."""
         ...
 
-    def top(self, x: Tensor, packed: PackedLinear) -> tuple[Tensor, Tensor]:
-        """Of `linear(x, packed, wide=True)`, which is not kept: the column of each row's largest number, the
-        first of equals [T] int64 (any where there are NaN), and whether all are finite [T] bool. No bias."""
+    def top(self, x: Tensor, packed: PackedLinear, masks: TokenMasks | None = None) -> tuple[Tensor, Tensor]:
+        """Of `linear(x, packed, wide=True)`, which is not kept: the column of each row's largest number, of
+        those that it may choose and of equals the first [T] int64 (any where there are NaN), and whether all
+        numbers of the row are finite [T] bool. No bias."""
+        ...
+
+    def choose(
+        self, logits: Tensor, choices: Choices, masks: TokenMasks | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """A column for each row of float32 logits [n, columns], which stay as they are -> [n] int64, and
+        whether it is usable [n] bool: not where a logit is not finite, or where none may be chosen. At most
+        2^18 columns."""
         ...
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:

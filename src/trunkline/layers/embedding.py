@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from trunkline.kernels.ops import Kernels, Quantization
+from trunkline.kernels.ops import Kernels, Quantization, TokenMasks
 from trunkline.layers.linear import Linear
 
 
@@ -15,14 +15,14 @@ class OutputHead:
         self.linear = Linear(kernels, [weight], [], Quantization(8) if quantization else None)
         self._top = kernels.top
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, out: Tensor | None = None) -> Tensor:
         """[n, hidden] -> [n, vocabulary] float32."""
-        return self.linear(x, wide=True)
+        return self.linear(x, wide=True, out=out)
 
-    def top(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """[n, hidden] -> the likeliest token [n] int64, and whether the row's logits are all finite [n] bool:
-        the logits are not kept."""
-        return self._top(x, self.linear.packed)
+    def top(self, x: Tensor, masks: TokenMasks | None = None) -> tuple[Tensor, Tensor]:
+        """[n, hidden] -> the likeliest token that a row may choose [n] int64, and whether the row's logits
+        are all finite [n] bool: the logits are not kept."""
+        return self._top(x, self.linear.packed, masks)
 
 
 class Embedding:

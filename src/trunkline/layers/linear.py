@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from trunkline.kernels.ops import Kernels, Quantization
+from trunkline.kernels.ops import Activation, Kernels, Quantization
 
 
 class Linear:
@@ -23,9 +23,11 @@ class Linear:
         self.packed = kernels.pack_linear(weights, biases, quantization)
         self._linear = kernels.linear
 
-    def __call__(self, x: Tensor, residual: Tensor | None = None, wide: bool = False) -> Tensor:
+    def __call__(
+        self, x: Tensor, residual: Tensor | None = None, wide: bool = False, out: Tensor | None = None
+    ) -> Tensor:
         """[T, in] -> [T, sum of out_i], plus `residual` of that shape; in float32 if `wide`."""
-        return self._linear(x, self.packed, residual, wide)
+        return self._linear(x, self.packed, residual, wide, out)
 
     @property
     def nbytes(self) -> int:
@@ -33,7 +35,7 @@ class Linear:
 
 
 class GatedLinear:
-    """silu(x @ gate.T) * (x @ up.T), in one product."""
+    """activation(x @ gate.T) * (x @ up.T), in one product."""
 
     def __init__(
         self,
@@ -42,8 +44,9 @@ class GatedLinear:
         up: Tensor,
         biases: list[Tensor],
         quantization: Quantization | None = None,
+        activation: Activation = "silu",
     ) -> None:
-        self.packed = kernels.pack_gated(gate, up, biases, quantization)
+        self.packed = kernels.pack_gated(gate, up, biases, quantization, activation)
         self._linear = kernels.gated_linear
 
     def __call__(self, x: Tensor) -> Tensor:

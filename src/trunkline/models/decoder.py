@@ -6,6 +6,7 @@ come out. It holds weights and no state.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from trunkline.attention.backend import AttentionBackend
 from trunkline.config.model_spec import ModelSpec
-from trunkline.kernels.ops import Kernels, LayerStack, LayerWeights, Quantization
+from trunkline.kernels.ops import Kernels, LayerStack, LayerWeights, Quantization, TokenMasks
 from trunkline.layers.embedding import Embedding, OutputHead
 from trunkline.layers.linear import GatedLinear, Linear
 from trunkline.layers.norm import RMSNorm
@@ -58,7 +59,7 @@ class Attention:
 
 
 class GatedMLP:
-    """down(silu(gate(x)) * up(x))."""
+    """down(activation(gate(x)) * up(x))."""
 
     def __init__(self, gate_up: GatedLinear, down: Linear) -> None:
         self.gate_up = gate_up
@@ -105,6 +106,8 @@ class DecoderModel:
         head: OutputHead,
         rope: RopeTable,
         stack: LayerStack | None,
+        map_s: float = 0.0,
+        pack_s: float = 0.0,
     ) -> None:
         self.embedding = embedding
         self.layers = layers
@@ -112,6 +115,10 @@ class DecoderModel:
         self.head = head
         self.rope = rope
         self.stack = stack  # the same layers, as one call
+        self.map_s, self.pack_s = (
+            map_s,
+            pack_s,
+        )  # seconds that it took to open the files, and to read and pack
 
     def forward(self, batch: Batch, backend: AttentionBackend, metadata: Any) -> Tensor:
         """Hidden states [T, hidden] after the last layer, before the final norm."""
@@ -132,13 +139,14 @@ class DecoderModel:
         """[n, hidden] -> the same after the final norm, as pooling takes it."""
         return self.norm(hidden)
 
-    def logits(self, hidden: Tensor) -> Tensor:
-        """[n, hidden] -> [n, vocabulary] float32."""
-        return self.head(self.norm(hidden))
+    def logits(self, hidden: Tensor, out: Tensor | None = None) -> Tensor:
+        """[n, hidden] -> [n, vocabulary] float32, in `out` if there is one."""
+        return self.head(self.norm(hidden), out)
 
-    def top(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
-        """[n, hidden] -> the likeliest token [n] int64, and whether its row's logits are finite [n] bool."""
-        return self.head.top(self.norm(hidden))
+    def top(self, hidden: Tensor, masks: TokenMasks | None = None) -> tuple[Tensor, Tensor]:
+        """[n, hidden] -> the likeliest token of those allowed [n] int64, and whether its row's logits are
+        finite [n] bool."""
+        return self.head.top(self.norm(hidden), masks)
 
     @property
     def nbytes(self) -> int:
@@ -175,7 +183,7 @@ def dense_layer(
         gain,
     )
     gated = GatedMLP(
-        mlp.gated("gate_proj", "up_proj", inner, hidden, bias=mlp_bias),
+        mlp.gated("gate_proj", "up_proj", inner, hidden, spec.activation, bias=mlp_bias),
         mlp.linear({"down_proj": hidden}, inner, bias=mlp_bias),
     )
     return DecoderLayer(
@@ -196,7 +204,9 @@ def load_decoder(
     quantization: Quantization | None = None,
 ) -> DecoderModel:
     """Load the model of `spec.path`, whose blocks `layer` builds. Raises ModelError."""
+    began = time.perf_counter()
     checkpoint = Checkpoint(spec.path)
+    mapped = time.perf_counter()
     load = LayerLoader(checkpoint, kernels, dtype, device, quantization)
     size = (spec.vocab_size, spec.hidden_size)
     if spec.tie_embeddings:
@@ -219,4 +229,6 @@ def load_decoder(
     checkpoint.finish()
     weights = [layer.weights() for layer in layers]
     stack = kernels.layer_stack(weights, spec.num_heads, spec.num_kv_heads, spec.rms_norm_eps)
-    return DecoderModel(embedding, layers, norm, head, RopeTable(spec, max_context, device), stack)
+    rope = RopeTable(spec, max_context, device)
+    took = (mapped - began, time.perf_counter() - mapped)
+    return DecoderModel(embedding, layers, norm, head, rope, stack, *took)

@@ -17,7 +17,7 @@ from torch import Tensor
 from tqdm import tqdm  # type: ignore[import-untyped]
 
 from trunkline.config.model_spec import ModelError
-from trunkline.kernels.ops import Kernels, Quantization
+from trunkline.kernels.ops import Activation, Kernels, Quantization
 from trunkline.layers.linear import GatedLinear, Linear
 from trunkline.layers.norm import RMSNorm
 
@@ -193,12 +193,14 @@ class LayerLoader:
         with self._naming(sizes):
             return Linear(self.kernels, weights, biases, self.quantization)
 
-    def gated(self, gate: str, up: str, outputs: int, inputs: int, *, bias: bool) -> GatedLinear:
+    def gated(
+        self, gate: str, up: str, outputs: int, inputs: int, activation: Activation, *, bias: bool
+    ) -> GatedLinear:
         """The two projections of a gated product."""
         sizes = {gate: outputs, up: outputs}
         (first, second), biases = self._weights(sizes, inputs, bias)
         with self._naming(sizes):
-            return GatedLinear(self.kernels, first, second, biases, self.quantization)
+            return GatedLinear(self.kernels, first, second, biases, self.quantization, activation)
 
     @contextmanager
     def _naming(self, sizes: dict[str, int]) -> Iterator[None]:

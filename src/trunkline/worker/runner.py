@@ -14,9 +14,9 @@ from trunkline.attention.backend import KVPool, PagedBackend
 from trunkline.config.model_spec import ModelError, ModelSpec
 from trunkline.config.schema import EngineConfig, ModelConfig
 from trunkline.kernels import describe, load_kernels
-from trunkline.kernels.ops import PagedShape, Quantization
+from trunkline.kernels.ops import PagedShape, Quantization, TokenMasks
 from trunkline.layers.logprobs import Logprobs, logprobs_of
-from trunkline.layers.sampler import TokenMasks, sample
+from trunkline.layers.sampler import sample
 from trunkline.models.registry import load_model
 from trunkline.scheduler.plan import Masks, RowOutput, RowStep, StepOutput, StepPlan
 from trunkline.types import TokenLogprobs
@@ -31,14 +31,16 @@ NON_FINITE = "the model's output is not a finite number for this request, or eve
 
 @dataclass(frozen=True)
 class Step:
-    """A launched forward pass. `logits` [S, vocabulary] float32 of the sampling rows, in plan order; where
-    all of them only want the likeliest token, `top` has that [S] int64, and whether logits are finite [S]."""
+    """A launched forward pass. `logits` [S, vocabulary] float32 of the sampling rows, in plan order, until
+    the next step; where all of them only want the likeliest token, `top` has that [S] int64 and whether
+    logits are finite [S], or `last` the hidden states [S, hidden] it is found from, once masks are there."""
 
     plan: StepPlan
     batch: ForwardBatch | None = None  # None: the plan had no rows
     hidden: Tensor | None = None  # [T, hidden], kept only while prompt logprobs or vectors are wanted
     logits: Tensor | None = None
     top: tuple[Tensor, Tensor] | None = None
+    last: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -111,7 +113,7 @@ class ModelWorker:
         self.page_size = cache.page_size
         if self.device.type == "cpu":
             torch.set_num_threads(config.model.threads)
-        kernels = load_kernels(self.device)
+        kernels = self.kernels = load_kernels(self.device)
         log.info("kernels on %s: %s", self.device, describe(kernels))
         dtype = getattr(torch, config.model.dtype)
         if not kernels.supports_linear(dtype, self.device):
@@ -121,10 +123,17 @@ class ModelWorker:
                 spec, kernels, dtype, self.device, scheduler.max_context, _quantization(config.model)
             )
         shape = PagedShape(
-            spec.num_heads, spec.num_kv_heads, spec.head_dim, cache.page_size, cache.num_tokens
+            spec.num_heads,
+            spec.num_kv_heads,
+            spec.head_dim,
+            cache.page_size,
+            cache.num_tokens,
+            spec.attention_scale,
+            spec.attention_soft_cap,
         )
         self.pool = KVPool(spec.num_layers, shape, getattr(torch, cache.kv_dtype), self.device)
         self.backend = PagedBackend(kernels, self.pool, spec.layer_windows)
+        self._logits = torch.empty(0, spec.vocab_size, device=self.device)
         self.rows = Rows(
             scheduler.max_running,
             scheduler.max_context,
@@ -153,19 +162,28 @@ class ModelWorker:
         for step in plan.rows:
             self.rows.computed[step.row] += step.q_len
         hidden = self.model.forward(batch, self.backend, self.backend.plan(batch))
-        logits, top = None, None
+        logits, top, waiting = None, None, None
         sampling = [self.rows.live_sampling(step.row) for step in plan.rows if step.samples]
         if sampling:
             last = hidden.index_select(0, batch.logits_idx)
             if any(row.needs_logits for row in sampling):
-                logits = self.model.logits(last)
+                logits = self.model.logits(last, self._logits_of(len(last)))
+            elif any(row.guided for row in sampling):
+                waiting = last
             else:
                 top = self.model.top(last)
         keep = any(
             self.rows.prompt_logprobs_from[step.row] is not None or self.rows.pools[step.row] is not None
             for step in plan.rows
         )
-        return Step(plan, batch, hidden if keep else None, logits, top)
+        return Step(plan, batch, hidden if keep else None, logits, top, waiting)
+
+    def _logits_of(self, rows: int) -> Tensor:
+        """Room for the logits of a step, which the next one uses again: fresh memory would cost more than
+        reading what is written there. Grows to the largest step."""
+        if len(self._logits) < rows:
+            self._logits = torch.empty(rows, self.spec.vocab_size, device=self.device)
+        return self._logits[:rows]
 
     @torch.inference_mode()
     def sample(self, step: Step, masks: Masks | None = None) -> SampledStep:
@@ -177,16 +195,20 @@ class ModelWorker:
         if sampling:
             row_ids = np.array([entry.row for entry in sampling], np.int64)
             positions = self.rows.computed[row_ids]
+            bound = None if masks is None else TokenMasks(masks.at, masks.words)
             if step.top is not None:
                 tokens, usable = step.top
+            elif step.last is not None:
+                tokens, usable = self.model.top(step.last, bound)
             elif step.logits is not None:
                 params = [self.rows.live_sampling(entry.row) for entry in sampling]
                 tokens, usable = sample(
+                    self.kernels,
                     step.logits,
                     params,
                     positions.tolist(),
                     lambda i: self.rows.tokens[row_ids[i], : positions[i]],
-                    None if masks is None else TokenMasks(masks.at, masks.words),
+                    bound,
                 )
             self.rows.put_tokens(row_ids, positions, tokens)
         results, index = [], 0

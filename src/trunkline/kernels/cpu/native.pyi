@@ -1,5 +1,6 @@
 """The C++ module (csrc/cpu/module.cpp). Raises ValueError with the numbers for what does not fit."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
@@ -18,7 +19,7 @@ def linear(
     group: int,
     k: int,
     n: int,
-    gated: bool,
+    gate: int,
     bias: Tensor | None,
     residual: Tensor | None,
     out: Tensor,
@@ -31,8 +32,19 @@ def linear_top(
     group: int,
     k: int,
     n: int,
+    at: Sequence[int],
+    words: Tensor | None,
     index: Tensor,
     finite: Tensor,
+    threads: int,
+) -> None: ...
+def choose(
+    logits: Tensor,
+    choices: Any,
+    at: Sequence[int],
+    words: Tensor | None,
+    tokens: Tensor,
+    usable: Tensor,
     threads: int,
 ) -> None: ...
 def rms_norm(x: Tensor, weight: Tensor, eps: float, out: Tensor, threads: int) -> None: ...
@@ -42,6 +54,7 @@ def packed_embedding(
     token_ids: Tensor, panels: Tensor, bits: int, group: int, k: int, n: int, out: Tensor, threads: int
 ) -> None: ...
 def store_kv(pool: Tensor, slots: Tensor, kv: Tensor, threads: int) -> None: ...
+def want_large_pages(tensor: Tensor) -> None: ...
 def probe(data: Tensor | None, bits: int, repeats: int, threads: int) -> float: ...
 
 class LayerStack:

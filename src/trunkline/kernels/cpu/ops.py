@@ -7,17 +7,27 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from trunkline.kernels.cpu import native
 from trunkline.kernels.cpu.native import isa, isas, select_isa
-from trunkline.kernels.ops import LayerStack, LayerWeights, PackedLinear, PagedShape, Quantization
+from trunkline.kernels.ops import (
+    Activation,
+    Choices,
+    LayerStack,
+    LayerWeights,
+    PackedLinear,
+    PagedShape,
+    Quantization,
+    TokenMasks,
+)
 
 __all__ = [
     "attention",
+    "choose",
     "embedding",
     "embedding_table",
     "gated_linear",
@@ -55,13 +65,17 @@ def pack_linear(
 
 
 def pack_gated(
-    gate: Tensor, up: Tensor, biases: Sequence[Tensor], quantization: Quantization | None = None
+    gate: Tensor,
+    up: Tensor,
+    biases: Sequence[Tensor],
+    quantization: Quantization | None = None,
+    activation: Activation = "silu",
 ) -> PackedLinear:
     bias = None
     if biases:
         padded = [torch.nn.functional.pad(b.float(), (0, -len(b) % _PANEL)) for b in biases]
         bias = torch.stack([b.view(-1, _PANEL) for b in padded], dim=1).view(-1)
-    return _pack([gate, up], len(gate), bias, quantization, gated=True)
+    return replace(_pack([gate, up], len(gate), bias, quantization, gated=True), activation=activation)
 
 
 def _pack(
@@ -84,15 +98,22 @@ def _format(quantization: Quantization | None) -> tuple[int, int]:
     return (0, 0) if quantization is None else (quantization.bits, quantization.group)
 
 
-def linear(x: Tensor, packed: PackedLinear, residual: Tensor | None = None, wide: bool = False) -> Tensor:
-    out = torch.empty(x.shape[0], packed.out_features, dtype=torch.float32 if wide else x.dtype)
+def linear(
+    x: Tensor,
+    packed: PackedLinear,
+    residual: Tensor | None = None,
+    wide: bool = False,
+    out: Tensor | None = None,
+) -> Tensor:
+    if out is None:
+        out = torch.empty(x.shape[0], packed.out_features, dtype=torch.float32 if wide else x.dtype)
     native.linear(
         x,
         packed.data,
         *_format(packed.quantization),
         packed.in_features,
         packed.out_features,
-        packed.gated,
+        packed.gate_number,
         packed.bias,
         residual,
         out,
@@ -101,10 +122,10 @@ def linear(x: Tensor, packed: PackedLinear, residual: Tensor | None = None, wide
     return out
 
 
-gated_linear = linear  # the packed weight says that it is gated
+gated_linear = linear  # the packed weight says what its gate is
 
 
-def top(x: Tensor, packed: PackedLinear) -> tuple[Tensor, Tensor]:
+def top(x: Tensor, packed: PackedLinear, masks: TokenMasks | None = None) -> tuple[Tensor, Tensor]:
     index = torch.empty(x.shape[0], dtype=torch.int64)
     finite = torch.empty(x.shape[0], dtype=torch.uint8)
     native.linear_top(
@@ -113,11 +134,24 @@ def top(x: Tensor, packed: PackedLinear) -> tuple[Tensor, Tensor]:
         *_format(packed.quantization),
         packed.in_features,
         packed.out_features,
+        *_mask_words(masks),
         index,
         finite,
         torch.get_num_threads(),
     )
     return index, finite.bool()
+
+
+def choose(logits: Tensor, choices: Choices, masks: TokenMasks | None = None) -> tuple[Tensor, Tensor]:
+    tokens = torch.empty(logits.shape[0], dtype=torch.int64)
+    usable = torch.empty(logits.shape[0], dtype=torch.uint8)
+    at, words = _mask_words(masks)
+    native.choose(logits, choices, at, words, tokens, usable, torch.get_num_threads())
+    return tokens, usable.bool()
+
+
+def _mask_words(masks: TokenMasks | None) -> tuple[Sequence[int], Tensor | None]:
+    return ((), None) if masks is None else (masks.at, torch.from_numpy(masks.words))
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from trunkline.kernels.ref.choose import choose
 from trunkline.kernels.ref.dense import (
     embedding,
     embedding_table,
@@ -21,6 +22,7 @@ from trunkline.kernels.ref.quantized import dequantize
 
 __all__ = [
     "attention",
+    "choose",
     "dequantize",
     "embedding",
     "embedding_table",
