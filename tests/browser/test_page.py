@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import base64
 import json
+import random
 from collections.abc import Iterator
 from typing import Any
 
+import jsonschema
 import pytest
 
 from tests.browser.chromium import find_chromium, open_page, running_chromium
@@ -145,6 +147,16 @@ def test_parameters_show_the_servers_defaults_and_are_sent(page: Any) -> None:
     expect(page.get_by_label("Branch 1 of 2")).to_be_visible()
 
 
+def test_reasoning_is_shown_apart(page: Any) -> None:
+    page.get_by_text("Stop and reasoning").click()
+    page.get_by_role("combobox", name="Reasoning").select_option("on")
+    answer = say(page, "What is 17 + 15?")
+    expect(answer.locator(".reasoning")).to_be_visible()
+    expect(answer.locator(".body > .md")).to_have_text("17 + 15 = 32")
+    answer.get_by_text("Reasoning").click()
+    expect(answer.locator(".reasoning .md")).not_to_be_empty()
+
+
 def test_a_schema_binds_the_answer_and_the_result_is_checked(page: Any) -> None:
     page.get_by_role("checkbox", name="JSON schema").check()
     area = page.get_by_role("textbox", name="Schema that the answer must fit")
@@ -242,6 +254,63 @@ def test_the_live_view_shows_the_tree_and_what_runs(page: Any) -> None:
     page.get_by_role("checkbox", name="Texts and ids").uncheck()
     expect(page.locator(".tree-info .snippet")).to_have_count(0)
     page.keyboard.press("Escape")
+
+
+# ---------------------------------------------------------------------- parts of the program
+def test_what_models_write_becomes_nodes_and_never_html(page: Any) -> None:
+    render = "async text => (await import('/playground/markdown.js')).markdown(text).outerHTML"
+    cases = {
+        "a **b** `c`": "<p>a <strong>b</strong> <code>c</code></p>",
+        "snake_case_name 2 * 3 * 4": "<p>snake_case_name 2 * 3 * 4</p>",
+        "- a\n- b\n  - c": "<ul><li>a</li><li>b<ul><li>c</li></ul></li></ul>",
+        "3. x\n4. y": '<ol start="3"><li>x</li><li>y</li></ol>',
+        "[a](javascript:alert(1))": "<p>[a](javascript:alert(1))</p>",
+        "<script>1</script>": "<p>&lt;script&gt;1&lt;/script&gt;</p>",
+        "> q": "<blockquote><p>q</p></blockquote>",
+        "`a": "<p>`a</p>",
+    }
+    for text, html in cases.items():
+        assert page.evaluate(render, text) == f'<div class="md">{html}</div>', text
+    code = page.evaluate(render, "```py\n<b>\n  x")  # as it streams in: without its end
+    assert "<code>&lt;b&gt;\n  x</code>" in code
+    measure = "async text => (await import('/playground/markdown.js')).markdown(text).textContent.length"
+    long = page.evaluate(measure, "*a" * 50_000)
+    assert long == 100_000
+
+
+def test_differences_leave_both_texts_whole(page: Any) -> None:
+    rng, words = random.Random(4), ["a", "b", "c", " ", ", ", "\n"]
+    for _ in range(60):
+        texts = ["".join(rng.choices(words, k=rng.randrange(30))) for _ in range(2)]
+        left, right = page.evaluate(
+            "async ([a, b]) => (await import('/playground/diff.js')).compareTexts(a, b)", texts
+        )
+        assert ["".join(text for text, _ in side) for side in (left, right)] == texts
+        kept = ["".join(text for text, only in side if not only) for side in (left, right)]
+        assert kept[0] == kept[1]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_schema_check_agrees_with_the_library(page: Any, seed: int) -> None:
+    rng = random.Random(seed)
+    check = (
+        "async ([schema, values]) => (await import('/playground/schema.js').then(m => "
+        "values.map(value => m.violations(schema, value).length === 0)))"
+    )
+    values: list[Any] = [None, True, 0, 3, 2.5, -1, "", "ab", "abc", [], [1], [1, "x"], {}, {"a": 1}]
+    values.append({"a": "x", "b": 2})
+    parts: list[Any] = [
+        {"type": "integer"}, {"type": ["string", "null"]}, {"minimum": 1, "maximum": 3},
+        {"exclusiveMinimum": 0}, {"minLength": 1, "maxLength": 2}, {"pattern": "^a"},
+        {"enum": [1, "ab", None]}, {"const": 3}, {"minItems": 1}, {"items": {"type": "integer"}},
+        {"prefixItems": [{"type": "integer"}], "items": {"type": "string"}}, {"required": ["a"]},
+        {"properties": {"a": {"type": "integer"}}, "additionalProperties": False}, {"$ref": "#/$defs/d"},
+    ]  # fmt: skip
+    for _ in range(40):
+        some = rng.sample(parts, 3)
+        schema = {"$defs": {"d": {"type": "object"}}, rng.choice(["anyOf", "allOf", "oneOf"]): some}
+        right = [jsonschema.Draft202012Validator(schema).is_valid(value) for value in values]
+        assert page.evaluate(check, [schema, values]) == right, schema
 
 
 # ---------------------------------------------------------------------- keys, themes, failures

@@ -29,6 +29,7 @@ export function chatView(about, shared) {
     const first = conversation.add(parent, { role: "assistant", answer: { text: "", reasoning: "", calls: [], tokens: [], done: false } });
     nodes.push(first);
     first.running = true;
+    const asked = structuredClone(settings);
     const onnews = (news) => {
       news.answers.forEach((answer, at) => {
         if (!nodes[at]) {
@@ -36,7 +37,7 @@ export function chatView(about, shared) {
           const above = conversation.nodes.get(parent);
           above.active = above.children.indexOf(first.id);
         }
-        Object.assign(nodes[at], { answer, schema, run: { figures: news.figures, stopped: news.stopped } });
+        Object.assign(nodes[at], { answer, schema, asked, run: { figures: news.figures, stopped: news.stopped } });
       });
       show();
     };
@@ -46,7 +47,7 @@ export function chatView(about, shared) {
     let result;
     try {
       schema = schemaOf(settings);
-      result = await generate(structuredClone(settings), input, { signal: controller.signal, onnews });
+      result = await generate(asked, input, { signal: controller.signal, onnews });
     } catch (error) {
       result = { error, stopped: false, answers: [], figures: {} };
     }
@@ -96,7 +97,7 @@ export function chatView(about, shared) {
   }
 
   function assistant(node, view) {
-    const one = node.answer, run = { figures: {}, ...node.run };
+    const run = { figures: {}, ...node.run }, one = Object.assign(node.answer, { error: run.error });
     const retry = () => {
       conversation.remove(node);
       regenerate(node.parent);
@@ -134,7 +135,7 @@ export function chatView(about, shared) {
     view.update();
     if (view.look === "tokens" && !view.prompt) {
       try {
-        view.prompt = await promptTokens(settings, conversation.messages(node.parent));
+        view.prompt = await promptTokens(node.asked ?? settings, conversation.messages(node.parent));
         view.problem = null;
       } catch (error) {
         view.problem = error;
