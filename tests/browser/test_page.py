@@ -192,6 +192,7 @@ def test_the_token_view(page: Any) -> None:
     expect(answer.locator(".token.computed").first).to_be_visible()
     told = int(answer.locator(".figures span", has_text="cached").locator("b").inner_text())
     expect(answer.locator(".token.cached")).to_have_count(told)
+    expect(answer.locator(".miss")).to_contain_text("prompt tokens matched")
     chips = answer.locator("button.token")
     assert "".join(chips.all_inner_texts()).startswith("17·+·15·=·32")
     chips.first.focus()

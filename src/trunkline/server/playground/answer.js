@@ -33,7 +33,7 @@ export function callCard(call) {
 }
 
 // An answer's body. `look` is "text" or "tokens".
-export function answerBody(one, { look = "text", schema = null, prompt = null, cached = 0 } = {}) {
+export function answerBody(one, { look = "text", schema = null, prompt = null, facts = {} } = {}) {
   const parts = [];
   if (one.reasoning) {
     const open = one.openReasoning ?? (!one.done && !one.text); // a reader's own choice holds
@@ -41,7 +41,7 @@ export function answerBody(one, { look = "text", schema = null, prompt = null, c
     parts.push(h("details", { class: "reasoning", open }, h("summary", { onclick: choose }, icon("down"), one.text || one.done ? "Reasoning" : "Reasoning …"), h("div", null, markdown(one.reasoning))));
   }
   if (look === "tokens") {
-    if (prompt) parts.push(h("details", { class: "prompt-tokens", open: true }, h("summary", null, icon("down"), h("h3", null, `Prompt, ${plural(prompt.length, "token")}`)), promptView(prompt, cached)));
+    if (prompt) parts.push(h("details", { class: "prompt-tokens", open: true }, h("summary", null, icon("down"), h("h3", null, `Prompt, ${plural(prompt.length, "token")}`)), promptView(prompt, facts.cached ?? 0, facts.miss)));
     parts.push(h("h3", null, `Answer, ${plural(one.tokens.length, "token")}`));
     parts.push(one.tokens.length ? tokenView(one.tokens).element : h("p", { class: "muted small" }, "This answer was asked for without probabilities (Settings, Tokens)."));
   } else {

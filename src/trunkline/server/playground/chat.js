@@ -102,7 +102,7 @@ export function chatView(about, shared) {
       conversation.remove(node);
       regenerate(node.parent);
     };
-    const parts = [h("div", { class: "body" }, answerBody(one, { look: view.look, schema: node.schema, prompt: view.prompt, cached: run.figures.cached ?? 0 }), view.problem && errorOf({ error: view.problem }))];
+    const parts = [h("div", { class: "body" }, answerBody(one, { look: view.look, schema: node.schema, prompt: view.prompt, facts: run.figures }), view.problem && errorOf({ error: view.problem }))];
     if (run.error) parts.push(errorOf({ error: Object.assign(new ApiError(run.error.status ?? 0, run.error), { name: run.error.name }) }, retry));
     if (!node.running && one.calls.length && !node.children.length) parts.push(resultsForm(node));
     if (!node.running || run.figures.completion) parts.push(figures(run, one));

@@ -22,7 +22,7 @@ export function completeView(about, shared) {
         "article", { class: "output", "aria-label": shown.length > 1 ? `Continuation ${at + 1}` : "Continuation" },
         look === "text" && !schema
           ? h("div", { class: "continuation" }, shown.length === 1 && h("span", { class: "given" }, last.text), one.text || (!one.done ? "" : "∅"), !one.done && h("span", { class: "caret" }))
-          : h("div", { class: "body" }, answerBody(one, { look, schema, prompt: at ? null : prompt, cached: run.figures.cached ?? 0 })),
+          : h("div", { class: "body" }, answerBody(one, { look, schema, prompt: at ? null : prompt, facts: run.figures })),
         one.done && h("div", { class: "actions" }, copyButton(() => one.text)),
       ),
     );

@@ -1,6 +1,6 @@
 // One request and the answers that come of it, whichever route it takes.
 
-import { ApiError, post, stream } from "./api.js";
+import { post, stream } from "./api.js";
 import { chatBody, rawBody } from "./settings.js";
 
 function answer() {
@@ -54,6 +54,7 @@ async function runChat(run, settings, messages, signal) {
         completion: event.usage.completion_tokens,
         cached: event.usage.prompt_tokens_details?.cached_tokens ?? 0,
         forced: event.usage.completion_tokens_details?.forced_tokens ?? 0,
+        miss: event.usage.prompt_tokens_details?.prefix_miss,
       };
     }
     for (const choice of event.choices ?? []) {
@@ -91,7 +92,7 @@ async function runRaw(run, settings, text, signal) {
       one.tokens.push({ text: entries[at][2], logprob: entries[at][0], forced: forced.has(at), top: top.map((other) => [other[2], other[0]]) });
     }
     made[index] = [meta.completion_tokens, meta.forced_tokens ?? 0];
-    run.usage = { prompt: meta.prompt_tokens, cached: meta.cached_tokens, completion: sum(made, 0), forced: sum(made, 1) };
+    run.usage = { prompt: meta.prompt_tokens, cached: meta.cached_tokens, completion: sum(made, 0), forced: sum(made, 1), miss: meta.prefix_miss };
     if (meta.finish_reason) one.finish = meta.finish_reason.type;
     run.onnews(run);
   }
@@ -118,7 +119,5 @@ export async function generate(settings, input, { signal, onnews }) {
 // The tokens that the model read, as [id, text] pairs.
 export async function promptTokens(settings, input) {
   if (typeof input === "string") return (await post("v1/playground/prompt", { text: input })).tokens;
-  const { logprobs, top_logprobs, ...body } = chatBody(settings, input);
-  return (await post("v1/playground/prompt", body)).tokens;
+  return (await post("v1/playground/prompt", chatBody(settings, input))).tokens;
 }
-export { ApiError };

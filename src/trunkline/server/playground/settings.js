@@ -132,7 +132,7 @@ export function chatBody(settings, messages) {
     body.tools = tools;
     if (settings.toolChoice !== "auto") body.tool_choice = settings.toolChoice;
   }
-  if (settings.tokens) Object.assign(body, { logprobs: true, top_logprobs: settings.top });
+  if (settings.tokens) Object.assign(body, { logprobs: true, top_logprobs: settings.top, return_prefix_miss: true });
   return body;
 }
 
@@ -143,6 +143,6 @@ export function rawBody(settings, text) {
   const schema = schemaOf(settings);
   if (schema) params.json_schema = JSON.stringify(schema);
   const body = { text, sampling_params: params, return_forced: true };
-  if (settings.tokens) Object.assign(body, { return_logprob: true, top_logprobs_num: settings.top, return_text_in_logprobs: true });
+  if (settings.tokens) Object.assign(body, { return_logprob: true, top_logprobs_num: settings.top, return_text_in_logprobs: true, return_prefix_miss: true });
   return body;
 }

@@ -83,11 +83,12 @@ function legend(tokens) {
   return h("p", { class: "legend" }, h("span", null, "unlikely"), scale, h("span", null, "likely"), tokens.some((token) => token.forced) && h("span", null, h("span", { class: "forced-mark" }), "dictated by the grammar"));
 }
 
-// The prompt, as [id, text] pairs, of which the first `cached` were taken from the cache.
-export function promptView(pairs, cached) {
+// The prompt, as [id, text] pairs, of which the first `cached` were taken from the cache. `miss`: why no more.
+export function promptView(pairs, cached, miss) {
   return h(
     "div", { class: "token-view" },
     h("p", { class: "legend" }, h("span", null, h("i", { class: "swatch cached" }), `${plural(cached, "token")} from the cache`), h("span", null, h("i", { class: "swatch computed" }), `${plural(pairs.length - cached, "token")} computed`)),
-    h("div", { class: "tokens prompt", tabindex: "0", role: "group", "aria-label": "Tokens of the prompt" }, pairs.map(([id, text], at) => h("span", { class: `token ${at < cached ? "cached" : "computed"}`, title: `token ${at + 1}, id ${id}, ${at < cached ? "cached" : "computed"}` }, visible(text) || "∅"))),
+    miss && h("p", { class: "small muted miss" }, miss.explanation.charAt(0).toUpperCase() + miss.explanation.slice(1)),
+    h("div", { class: "tokens prompt", tabindex: "0", role: "group", "aria-label": "Tokens of the prompt" }, pairs.map(([id, text], at) => h("span", { class: `token ${at < cached ? "cached" : "computed"}${miss?.reason === "other_tokens" && at === miss.position ? " parted" : ""}`, title: `token ${at + 1}, id ${id}, ${at < cached ? "cached" : "computed"}` }, visible(text) || "∅"))),
   );
 }
