@@ -284,6 +284,30 @@ class Args:
         "in the answer", default="auto", choices=TOOL_CALL_PARSERS, sets="server.tool_call_parser",
         group="server",
     )  # fmt: skip
+    max_stored_responses: int = flag(
+        "int", "responses of /v1/responses that are kept in memory; 0 keeps none", default=1024,
+        sets="server.max_stored_responses", low=0, high=2**31 - 1, group="server",
+    )  # fmt: skip
+    response_store_size: int = flag(
+        "size", "most memory that stored responses take; the oldest leave first", default=256 * 2**20,
+        sets="server.response_store_bytes", metavar="SIZE", low=0, group="server",
+    )  # fmt: skip
+    file_storage_path: str | None = flag(
+        "path", "folder of uploaded files and batches; made on first use. Default: trunkline/files in the "
+        "user's data folder", sets="server.file_storage_path", group="server",
+    )  # fmt: skip
+    file_storage_size: int = flag(
+        "size", "most bytes of all files of /v1/files together; 0 refuses files and batches",
+        default=10 * 2**30, sets="server.file_storage_bytes", metavar="SIZE", low=0, group="server",
+    )  # fmt: skip
+    max_file_size: int = flag(
+        "size", "most bytes of one uploaded file", default=200 * 2**20, sets="server.max_file_bytes",
+        metavar="SIZE", low=1, group="server",
+    )  # fmt: skip
+    max_batch_requests: int | None = flag(
+        "int", "lines of batches computed at once; interactive requests go first. Default: half of "
+        "--max-running-requests", sets="server.batch_running", low=1, high=4096, group="server",
+    )  # fmt: skip
     sampling_defaults: str = flag(
         "text", "what fills absent sampling fields: the model's generation_config.json, or OpenAI's defaults",
         default="model", choices=("model", "openai"), sets="server.sampling_defaults", group="server",

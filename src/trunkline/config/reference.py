@@ -18,6 +18,7 @@ ALWAYS_SO: Mapping[str, tuple[tuple[str, ...], str]] = {
     "--enable-streaming-session": (("",), "sessions may always be opened with streaming true"),
     "--enable-cache-report": (("",), "usage always reports cached tokens"),
     "--enable-deterministic-inference": (("",), "results never depend on the batch, the chunks or the cache"),
+    "--enable-response-store": (("",), "responses are stored unless --max-stored-responses is 0"),
     "--is-embedding": (("",), "every model serves embeddings, beside text"),
     "--skip-server-warmup": (("",), "no warm-up request is sent"),
     "--disable-cuda-graph": (("",), _NO_GRAPHS),
@@ -260,7 +261,6 @@ _REFUSED: Mapping[str, str] = {
         --smg-http-sidecar-port""",
     "give the template as a file with --chat-template": """
         --hf-chat-template-name --completion-template --trust-request-chat-template""",
-    "stored responses are not built yet": "--enable-response-store --file-storage-path",
     "a prompt longer than the context is always refused, never cut": "--allow-auto-truncate",
     "put sampling defaults in the model's generation_config.json": "--preferred-sampling-params",
     "the text layer has no such knob": """

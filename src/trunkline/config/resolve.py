@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 from trunkline.config.compat import check_compatible
 from trunkline.config.credentials import read_secrets
 from trunkline.config.flags import Args, flags_of, spelling
+from trunkline.config.folders import data_folder
 from trunkline.config.hardware import Hardware, detect, share_cores
 from trunkline.config.memory import Demand, MemoryPlan
 from trunkline.config.observe import resolve_observe
@@ -84,12 +85,16 @@ def load_config(args: Args) -> Resolved:
         )
     spec = load_model_spec(args.model_path or str(SEEDLING), revision=args.revision)
     share_cores()
-    seed = args.random_seed
+    seed, storage = args.random_seed, args.file_storage_path
+    folder = Path(storage) if storage else data_folder() / "trunkline" / "files"
+    args = dataclasses.replace(args, file_storage_path=str(folder.absolute()))
     if seed is None:
         args = dataclasses.replace(args, random_seed=secrets.randbits(31))
     resolved = resolve(args, spec, detect())
     if seed is None:
         resolved.reasons["model.seed"] = "drawn at start; give --random-seed to repeat it"
+    if storage is None:
+        resolved.reasons["server.file_storage_path"] = "a folder of this user"
     return resolved
 
 
@@ -117,6 +122,7 @@ def resolve(args: Args, spec: ModelSpec, hardware: Hardware) -> Resolved:
         weight_bits=_weight_bits(args),
     )
     num_pages, plan = size_pool(args, demand, hardware, why)
+    scheduler = _scheduler(args, demand, num_pages, why)
     config = EngineConfig(
         model=_model(args, demand, why),
         cache=CacheConfig(
@@ -125,12 +131,12 @@ def resolve(args: Args, spec: ModelSpec, hardware: Hardware) -> Resolved:
             kv_dtype=demand.kv_dtype,
             prefix_cache=not args.disable_radix_cache,
         ),
-        scheduler=_scheduler(args, demand, num_pages, why),
+        scheduler=scheduler,
         grammar=GrammarConfig(
             backend=args.grammar_backend,  # type: ignore[arg-type]  # the table has checked it
             jump_forward=not args.disable_jump_forward,
         ),
-        server=_server(args, max_running, why),
+        server=_server(args, scheduler.max_running, why),
         observe=resolve_observe(args),
     )
     check_compatible(config)
@@ -232,6 +238,12 @@ def _server(args: Args, max_running: int, why: dict[str, str]) -> ServerConfig:
         max_sessions=args.max_sessions,
         max_session_tokens=args.max_session_tokens,
         session_timeout=args.session_timeout,
+        max_stored_responses=args.max_stored_responses,
+        response_store_bytes=args.response_store_size,
+        file_storage_path=args.file_storage_path or "",
+        file_storage_bytes=args.file_storage_size,
+        max_file_bytes=args.max_file_size,
+        batch_running=_batch_running(args, max_running, why),
         watchdog_timeout=args.watchdog_timeout,
     )
 
@@ -262,6 +274,13 @@ def _origins(text: str | None) -> tuple[str, ...]:
                 param="--cors-allow-origin",
             )
     return origins
+
+
+def _batch_running(args: Args, max_running: int, why: dict[str, str]) -> int:
+    if args.max_batch_requests is None:
+        why["server.batch_running"] = "half of the requests computed at once"
+        return max(1, max_running // 2)
+    return min(args.max_batch_requests, max_running)
 
 
 def field_names(config: EngineConfig) -> list[str]:

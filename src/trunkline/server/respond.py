@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -12,7 +13,7 @@ import msgspec
 from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from trunkline.engine.frontend import Frontend
+from trunkline.engine.frontend import Prepared
 from trunkline.engine.journal import Origin
 from trunkline.server.call import Call, Json, ServedModel
 from trunkline.server.endpoint import Handler, Parts
@@ -31,38 +32,62 @@ _SSE_HEADERS = (
 
 def generation(parse: Callable[[Json, ServedModel], Call], parts: Parts) -> Handler:
     """A generating route. `parse` checks a body; it may take a while for a large one."""
-    model, frontend = parts.model, parts.frontend
+    model = parts.model
 
     async def handle(request: Request) -> ASGIApp:
         body = await read_json(request)
         size = int(request.headers.get("content-length", LARGE_BODY + 1))
         call = parse(body, model) if size <= LARGE_BODY else await asyncio.to_thread(parse, body, model)
-        origin = Origin(
-            route=request.url.path,
-            request_id=request.scope["request_id"],
-            body=body,
-            names=call.names,
-            defaults=model.defaults,
-            headers={name: request.headers[name] for name in TRACE_HEADERS if name in request.headers},
-            size=size,
-        )
-        run = partial(_run, call, frontend, origin)
-
-        async def answer(scope: Scope, receive: Receive, send: Send) -> None:
-            work = _stream(run, scope, send) if call.stream else _whole(call, run, scope, send)
-            await until_disconnect(receive, work)
-
-        return answer
+        return respond(call, parts, origin_of(call, parts, request, body))
 
     return handle
 
 
-async def _run(call: Call, frontend: Frontend, origin: Origin) -> AsyncGenerator[Json, None]:
-    """All events of a call, with errors in the names that its route uses."""
+def origin_of(call: Call, parts: Parts, request: Request, body: Json) -> Origin:
+    """Where a call came from."""
+    return Origin(
+        route=request.url.path,
+        request_id=request.scope["request_id"],
+        body=body,
+        names=call.names,
+        defaults=parts.model.defaults,
+        headers={name: request.headers[name] for name in TRACE_HEADERS if name in request.headers},
+        size=int(request.headers.get("content-length", LARGE_BODY + 1)),
+    )
+
+
+def respond(call: Call, parts: Parts, origin: Origin, *, named: bool = False) -> ASGIApp:
+    """The answer to a call. `named`: each event of a stream says its type in a line of its own, and the last
+    one is the end."""
+    run = partial(events_of, call, parts, origin)
+
+    async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+        work = _stream(run, scope, send, named) if call.stream else _whole(call, run, scope, send)
+        await until_disconnect(receive, work)
+
+    return answer
+
+
+async def complete(call: Call, parts: Parts, origin: Origin, priority: int) -> Any:
+    """The whole answer to a call, of at most this priority."""
+    requests = [replace(one, priority=min(one.priority, priority)) for one in call.requests]
+    batch = await parts.frontend.prepare_all(requests)
+    async with aclosing(events_of(call, parts, origin, batch)) as events:
+        return call.join([event async for event in events])
+
+
+async def events_of(
+    call: Call, parts: Parts, origin: Origin, batch: Sequence[Prepared] | None = None
+) -> AsyncGenerator[Json, None]:
+    """All events of a call, with errors in the names that its route uses. `batch`: its requests, if they are
+    prepared already."""
+    frontend = parts.frontend
     record = frontend.journal.begin(origin)
     try:
-        batch = await frontend.prepare_all(call.requests)
-        async with aclosing(call.events(batch, frontend.run(batch, record))) as events:
+        if batch is None:
+            batch = await frontend.prepare_all(call.requests)
+        chunks = frontend.run(batch, record)
+        async with aclosing(call.events(batch, chunks)) as events:
             async for event in events:
                 yield event
     except RequestError as error:
@@ -86,24 +111,29 @@ async def _whole(call: Call, run: Callable[[], AsyncGenerator[Json, None]], scop
     await json_response(body)(scope, _no_more, send)
 
 
-async def _stream(run: Callable[[], AsyncGenerator[Json, None]], scope: Scope, send: Send) -> None:
+async def _stream(
+    run: Callable[[], AsyncGenerator[Json, None]], scope: Scope, send: Send, named: bool
+) -> None:
     """Nothing is sent before the first event is there, so that a refusal still gets its own status."""
 
-    async def send_data(data: bytes) -> None:
-        await send({"type": "http.response.body", "body": b"data: " + data + b"\n\n", "more_body": True})
+    async def send_data(data: bytes, name: str = "error") -> None:
+        head = b"event: " + name.encode() + b"\n" if named else b""
+        body = head + b"data: " + data + b"\n\n"
+        await send({"type": "http.response.body", "body": body, "more_body": True})
 
     async with aclosing(run()) as events:
         event: Json | None = await anext(events)
         await send({"type": "http.response.start", "status": 200, "headers": list(_SSE_HEADERS)})
         try:
             while event is not None:
-                await send_data(msgspec.json.encode(event))
+                await send_data(msgspec.json.encode(event), str(event.get("type")))
                 event = await anext(events, None)
         except RequestError as error:
             await send_data(msgspec.json.encode(error_body(error)))
         except Exception as error:
             await send_data(msgspec.json.encode(error_body(internal_error(error, scope["request_id"]))))
-    await send_data(b"[DONE]")
+    if not named:
+        await send_data(b"[DONE]")
     await send({"type": "http.response.body", "body": b""})
 
 
