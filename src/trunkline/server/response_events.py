@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 Json = dict[str, Any]
 
-_STATUS = {"length": "incomplete", "abort": "cancelled"}  # of finish reasons; others complete it
+_STATUS: Mapping[str, str] = {"length": "incomplete", "abort": "cancelled"}  # of finish reasons; others complete it
 
 
 class Narrator:

@@ -113,7 +113,7 @@ _ITEMS: Mapping[str, Mapping[str, Rule]] = {
     "reasoning": {**_SHARED, "summary": Parts(), "content": Parts(), "encrypted_content": Unsupported()},
     "item_reference": {**_SHARED, "id": Text(shortest=1)},
 }
-_NEEDED = {
+_NEEDED: Mapping[str, tuple[str, ...]] = {
     "message": ("role", "content"),
     "function_call": ("call_id", "name", "arguments"),
     "function_call_output": ("call_id", "output"),
