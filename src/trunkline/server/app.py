@@ -26,6 +26,7 @@ from trunkline.engine.fields import SAMPLING_FIELDS, read_fields
 from trunkline.engine.frontend import Frontend
 from trunkline.metrics.prometheus import Metrics
 from trunkline.server.call import ServedModel
+from trunkline.server.endpoint import Job
 from trunkline.server.listen import is_exposed, listening, shown_address, tls_context
 from trunkline.server.routes import build_app
 from trunkline.server.tools.formats import tool_format
@@ -71,11 +72,12 @@ async def _serve(
 ) -> None:
     with _cancelled_by_signals():
         client, model = await _start(config)
-    server = None
+    server, jobs = None, list[asyncio.Task[None]]()
     try:
         frontend = Frontend(client, model.tokenizer, config)
-        app = build_app(frontend, model, Metrics(model.name, config.observe)).with_cors()
-        server = _DrainingServer(app, frontend, tls)
+        app = build_app(frontend, model, Metrics(model.name, config.observe))
+        jobs = [asyncio.create_task(_lasting(job)) for job in app.jobs]
+        server = _DrainingServer(app.with_cors(), frontend, tls)
         address, seconds = shown_address(config.server, listener), time.monotonic() - started
         print(f"Trunkline is ready: {address} serves {model.name} ({seconds:.1f} s)", flush=True)
         watch = asyncio.create_task(_stop_when_dead(client, server))
@@ -84,7 +86,18 @@ async def _serve(
         if client.fatal.is_set():
             raise RequestError(client.health.reason, code="engine_dead", status=503)
     finally:
+        for job in jobs:
+            job.cancel()
+        await asyncio.gather(*jobs, return_exceptions=True)
         await client.close(at_once=server is not None and server.force_exit)
+
+
+async def _lasting(job: Job) -> None:
+    """A job must not end before the server does; if it fails, the log says so."""
+    try:
+        await job()
+    except Exception:
+        log.exception("a job of the server ended")
 
 
 async def _start(config: EngineConfig) -> tuple[EngineClient, ServedModel]:

@@ -6,8 +6,8 @@ from __future__ import annotations
 
 import enum
 import re
-from collections.abc import Awaitable, Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from starlette.convertors import Convertor
@@ -19,7 +19,9 @@ from trunkline.engine.fields import Rule
 from trunkline.engine.frontend import Frontend
 from trunkline.metrics.prometheus import Metrics
 from trunkline.server.call import ServedModel
+from trunkline.server.storage import Storage
 
+Job = Callable[[], Coroutine[Any, Any, None]]
 Handler = Callable[[Request], Awaitable[ASGIApp]]
 
 
@@ -33,11 +35,14 @@ class Access(enum.Enum):
 
 @dataclass(frozen=True, kw_only=True)
 class Parts:
-    """What routes are made of."""
+    """What routes are made of. `storage`: of files and batches, None where none are kept. `jobs`: what is to
+    run beside the requests until the server ends; modules of routes add theirs."""
 
     frontend: Frontend
     model: ServedModel
     metrics: Metrics
+    storage: Storage | None = None
+    jobs: list[Job] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import hmac
 import logging
 import time
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from urllib.parse import urlsplit
 
 from starlette.middleware.cors import CORSMiddleware
@@ -17,7 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from trunkline.config.schema import ServerConfig
 from trunkline.metrics.prometheus import Metrics
-from trunkline.server.endpoint import Access, Endpoint, Found, RouteTable
+from trunkline.server.endpoint import Access, Endpoint, Found, Job, RouteTable
 from trunkline.server.http import error_response, internal_error
 from trunkline.types import RequestError
 
@@ -86,8 +86,16 @@ def _keys_in(headers: Iterable[tuple[bytes, bytes]]) -> list[bytes]:
 class Gate:
     """The ASGI application. Keys come first, for unknown routes too."""
 
-    def __init__(self, endpoints: Iterable[Endpoint], config: ServerConfig, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        endpoints: Iterable[Endpoint],
+        config: ServerConfig,
+        metrics: Metrics,
+        jobs: Sequence[Job] = (),
+    ) -> None:
+        """`jobs`: what is to run beside the requests; whoever serves the application starts and ends them."""
         self.table = RouteTable(endpoints)
+        self.jobs = tuple(jobs)
         self._config = config
         self._keys = Keys(config.api_key, config.admin_api_key)
         self._metrics = metrics

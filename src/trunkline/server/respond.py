@@ -13,7 +13,7 @@ import msgspec
 from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from trunkline.engine.frontend import Prepared
+from trunkline.engine.frontend import Chunk, Prepared
 from trunkline.engine.journal import Origin
 from trunkline.server.call import Call, Json, ServedModel
 from trunkline.server.endpoint import Handler, Parts
@@ -69,24 +69,32 @@ def respond(call: Call, parts: Parts, origin: Origin, *, named: bool = False) ->
 
 
 async def complete(call: Call, parts: Parts, origin: Origin, priority: int) -> Any:
-    """The whole answer to a call, of at most this priority."""
-    requests = [replace(one, priority=min(one.priority, priority)) for one in call.requests]
-    batch = await parts.frontend.prepare_all(requests)
-    async with aclosing(events_of(call, parts, origin, batch)) as events:
+    """The whole answer to a call, of at most this priority. Raises RequestError: 503 where it was aborted."""
+    async with aclosing(events_of(call, parts, origin, most_priority=priority, insists=True)) as events:
         return call.join([event async for event in events])
 
 
 async def events_of(
-    call: Call, parts: Parts, origin: Origin, batch: Sequence[Prepared] | None = None
+    call: Call,
+    parts: Parts,
+    origin: Origin,
+    batch: Sequence[Prepared] | None = None,
+    *,
+    most_priority: int | None = None,
+    insists: bool = False,
 ) -> AsyncGenerator[Json, None]:
     """All events of a call, with errors in the names that its route uses. `batch`: its requests, if they are
-    prepared already."""
-    frontend = parts.frontend
+    prepared already. `insists`: an abort is an error, not an end."""
+    frontend, requests = parts.frontend, call.requests
+    if most_priority is not None:
+        requests = [replace(one, priority=min(one.priority, most_priority)) for one in requests]
     record = frontend.journal.begin(origin)
     try:
         if batch is None:
-            batch = await frontend.prepare_all(call.requests)
+            batch = await frontend.prepare_all(requests)
         chunks = frontend.run(batch, record)
+        if insists:
+            chunks = _unless_aborted(chunks)
         async with aclosing(call.events(batch, chunks)) as events:
             async for event in events:
                 yield event
@@ -94,6 +102,14 @@ async def events_of(
         renamed = _renamed(error, call)
         frontend.journal.refused(record, renamed)
         raise renamed from error
+
+
+async def _unless_aborted(chunks: AsyncGenerator[Chunk, None]) -> AsyncGenerator[Chunk, None]:
+    async with aclosing(chunks):
+        async for chunk in chunks:
+            if chunk.finish is not None and chunk.finish.kind == "abort":
+                raise RequestError("the request was aborted", code="aborted", status=503)
+            yield chunk
 
 
 def _renamed(error: RequestError, call: Call) -> RequestError:

@@ -9,7 +9,8 @@ from typing import Any
 
 Json = dict[str, Any]
 
-_STATUS: Mapping[str, str] = {"length": "incomplete", "abort": "cancelled"}  # of finish reasons; others complete it
+# Finish reason -> status; others complete a response.
+_STATUS: Mapping[str, str] = {"length": "incomplete", "abort": "cancelled"}
 
 
 class Narrator:

@@ -116,10 +116,11 @@ class ResponsesCall:
 class Responses:
     """The routes, over one store."""
 
-    def __init__(self, parts: Parts) -> None:
+    def __init__(self, parts: Parts, *, keeps: bool = True) -> None:
         self._parts = parts
         config = parts.frontend.config.server
-        self._store = ResponseStore(config.max_stored_responses, config.response_store_bytes)
+        most = config.max_stored_responses if keeps else 0
+        self._store = ResponseStore(most, config.response_store_bytes)
         self._background: set[asyncio.Task[None]] = set()
 
     async def create(self, request: Request) -> ASGIApp:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from trunkline.engine.frontend import Frontend
 from trunkline.metrics.prometheus import Metrics
 from trunkline.server import (
+    batches,
     chat,
     completions,
     control,
+    files,
     generate,
     info,
     insight,
@@ -23,6 +27,7 @@ from trunkline.server import (
 from trunkline.server.call import ServedModel
 from trunkline.server.endpoint import Endpoint, Parts
 from trunkline.server.gate import Gate
+from trunkline.server.storage import Storage
 
 MODULES = (
     page,
@@ -34,6 +39,8 @@ MODULES = (
     sessions,
     vectors,
     scores,
+    files,
+    batches,
     tokens,
     parsing,
     control,
@@ -50,5 +57,8 @@ def all_endpoints(parts: Parts) -> list[Endpoint]:
 def build_app(frontend: Frontend, model: ServedModel, metrics: Metrics) -> Gate:
     """The ASGI application."""
     frontend.journal.observers = (metrics,)
-    parts = Parts(frontend=frontend, model=model, metrics=metrics)
-    return Gate(all_endpoints(parts), frontend.config.server, metrics)
+    config = frontend.config.server
+    keeps = config.file_storage_path and config.file_storage_bytes
+    storage = Storage(Path(config.file_storage_path), config.file_storage_bytes) if keeps else None
+    parts = Parts(frontend=frontend, model=model, metrics=metrics, storage=storage)
+    return Gate(all_endpoints(parts), config, metrics, parts.jobs)
