@@ -33,8 +33,9 @@ class FinishReason(msgspec.Struct, frozen=True, omit_defaults=True):
 class SamplingParams(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     """How to choose tokens and when to stop. Names and defaults are those of SGLang's `sampling_params`.
 
-    The engine core reads the token-level fields; the text-level fields (`stop`, `skip_special_tokens`,
-    `spaces_between_special_tokens`, `no_stop_trim`, `n`) are served by the text layer before and after it.
+    The engine core reads the token-level fields; the text-level fields (`stop`, `stop_regex`,
+    `skip_special_tokens`, `spaces_between_special_tokens`, `no_stop_trim`, `n`) are served by the text layer
+    before and after it.
     """
 
     max_new_tokens: int | None = 128  # None: up to the context limit
@@ -52,6 +53,7 @@ class SamplingParams(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=Tr
     sampling_seed: int | None = None  # None: drawn at random by the frontend, and reported
     n: int = 1
     stop: tuple[str, ...] = ()
+    stop_regex: tuple[str, ...] = ()
     skip_special_tokens: bool = True
     spaces_between_special_tokens: bool = True
     no_stop_trim: bool = False

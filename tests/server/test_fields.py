@@ -45,6 +45,7 @@ GOOD: dict[str, Any] = {  # for fields whose accepted values a rule does not sho
     "chat_template_kwargs": {"enable_thinking": True},
     "model": "tiny",
     "stop": ["x", "y"],
+    "stop_regex": ["x+y"],
     "documents": ["a"],
     "encoding_format": "base64",
     "logit_bias": {"5": -3.5},

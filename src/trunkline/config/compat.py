@@ -77,7 +77,7 @@ FEATURES: tuple[Feature, ...] = (
     Feature("request", "seeded sampling", "seed"),
     Feature("request", "temperature, top-p, top-k, min-p", "sampling parameters"),
     Feature("request", "penalties and logit bias", "sampling parameters"),
-    Feature("request", "stop strings and stop tokens", "stop, stop_token_ids"),
+    Feature("request", "stop strings, regexes and tokens", "stop, stop_regex, stop_token_ids"),
     Feature(
         "request",
         "structured output: JSON schema, any JSON, regex, EBNF, structural tags",

@@ -12,8 +12,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from trunkline.text.stop_regex import compile_stop
 from trunkline.types import MAX_LOGIT_BIAS, MAX_N, MAX_STOP_STRINGS, RequestError
 
+MAX_REGEX = 256  # bytes of a stop_regex
 INT32_MAX = 2**31 - 1
 INT64_MAX = 2**63 - 1
 
@@ -188,6 +190,24 @@ class Unsupported(Rule):
         )
 
 
+@dataclass(frozen=True)
+class StopRegex(Rule):
+    """A regular expression of at most 256 bytes that can be looked for in linear time."""
+
+    def read(self, value: Any, name: str) -> str:
+        pattern = Text(MAX_REGEX).read(value, name)
+        if len(pattern.encode(errors="replace")) > MAX_REGEX:
+            raise RequestError(
+                f"{name} has more than {MAX_REGEX} bytes: shorten it", code="out_of_range", param=name
+            )
+        try:
+            compile_stop(pattern)
+        except RequestError as error:
+            message = error.message.replace("stop_regex", name, 1)
+            raise RequestError(message, code=error.code, param=name) from error
+        return pattern
+
+
 def read_fields(table: Mapping[str, Rule], body: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """The fields that were given, checked. Nulls and neutral values of unsupported fields are left out."""
     fields = {}
@@ -246,7 +266,7 @@ SAMPLING_FIELDS: Mapping[str, Rule] = {
     "skip_special_tokens": Flag(),
     "spaces_between_special_tokens": Flag(),
     "no_stop_trim": Flag(),
-    "stop_regex": Unsupported(("", []), "use stop"),
+    "stop_regex": Items(StopRegex(), MAX_STOP_STRINGS, bare=True),
     "beam_width": Unsupported((1,)),
     "stream_interval": Unsupported((1,)),
     "custom_params": Unsupported(({},)),

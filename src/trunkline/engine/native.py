@@ -287,7 +287,9 @@ def _reasoning(fields: Mapping[str, Any], found: ReasoningFormat | None) -> Reas
 def sampling_params(fields: Mapping[str, Any], defaults: Mapping[str, Any] | None = None) -> SamplingParams:
     """SamplingParams of fields that passed SAMPLING_FIELDS, over `defaults`."""
     values = {**(defaults or {}), **fields}
-    values |= {name: tuple(values[name]) for name in ("stop", "stop_token_ids") if name in values}
+    values |= {
+        name: tuple(values[name]) for name in ("stop", "stop_regex", "stop_token_ids") if name in values
+    }
     return SamplingParams(**values)
 
 

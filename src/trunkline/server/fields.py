@@ -40,7 +40,7 @@ TO_SAMPLING: Mapping[str, str] = {
 
 _HONORED_SAMPLING = (
     "temperature", "top_p", "top_k", "min_p", "frequency_penalty", "presence_penalty", "repetition_penalty",
-    "logit_bias", "stop", "stop_token_ids", "ignore_eos", "n", "skip_special_tokens",
+    "logit_bias", "stop", "stop_regex", "stop_token_ids", "ignore_eos", "n", "skip_special_tokens",
     "spaces_between_special_tokens", "no_stop_trim",
 )  # fmt: skip
 _OUTPUT_TOKENS = Number(0, INT32_MAX, integer=True)
@@ -109,7 +109,7 @@ TOOL = Object(
 )
 
 _UNSUPPORTED: Mapping[str, Rule] = {
-    **{name: SAMPLING_FIELDS[name] for name in ("stop_regex", "custom_params")},
+    "custom_params": SAMPLING_FIELDS["custom_params"],
     "lora_path": Unsupported(),
     "session_id": Unsupported(),
     "session_params": Unsupported(),

@@ -187,8 +187,8 @@ _TOOL = Object(
 )
 _FROM_CHAT = (
     "top_k", "min_p", "min_tokens", "frequency_penalty", "presence_penalty", "repetition_penalty",
-    "logit_bias", "stop", "stop_token_ids", "ignore_eos", "seed", "skip_special_tokens", "priority",
-    "extra_key", "cache_salt", "chat_template_kwargs", "max_thinking_tokens",
+    "logit_bias", "stop", "stop_regex", "stop_token_ids", "ignore_eos", "seed", "skip_special_tokens",
+    "priority", "extra_key", "cache_salt", "chat_template_kwargs", "max_thinking_tokens",
 )  # fmt: skip
 
 RESPONSES_FIELDS: Mapping[str, Rule] = {

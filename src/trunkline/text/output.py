@@ -29,7 +29,7 @@ class OutputText:
             spaces_between_special_tokens=params.spaces_between_special_tokens,
             shown=shown,
         )
-        self._stops = StopMatcher(params.stop, keep_match=params.no_stop_trim)
+        self._stops = StopMatcher(params.stop, params.stop_regex, keep_match=params.no_stop_trim)
         self._params = params
         self._meter = meter
         self.num_tokens = 0
