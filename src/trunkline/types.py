@@ -34,8 +34,8 @@ class SamplingParams(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=Tr
     """How to choose tokens and when to stop. Names and defaults are those of SGLang's `sampling_params`.
 
     The engine core reads the token-level fields; the text-level fields (`stop`, `stop_regex`,
-    `skip_special_tokens`, `spaces_between_special_tokens`, `no_stop_trim`, `n`) are served by the text layer
-    before and after it.
+    `skip_special_tokens`, `spaces_between_special_tokens`, `no_stop_trim`, `n`, `stream_interval`) are served
+    by the text layer before and after it.
     """
 
     max_new_tokens: int | None = 128  # None: up to the context limit
@@ -57,6 +57,7 @@ class SamplingParams(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=Tr
     skip_special_tokens: bool = True
     spaces_between_special_tokens: bool = True
     no_stop_trim: bool = False
+    stream_interval: int = 1  # tokens that a piece of a stream has at least, but the first
 
 
 class LogprobParams(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):

@@ -29,9 +29,7 @@ HI = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 3}
 
 @pytest.fixture
 def stored(config: EngineConfig, tmp_path: Path) -> EngineConfig:
-    server = replace(
-        config.server, file_storage_path=str(tmp_path / "files"), batch_running=3, max_file_bytes=20000
-    )
+    server = replace(config.server, file_storage_path=str(tmp_path / "files"), batch_running=3)
     return replace(config, server=server)
 
 
@@ -141,8 +139,14 @@ async def test_files(api: Api) -> None:
     ],
 )
 async def test_bad_uploads(
-    api: Api, stored: EngineConfig, files: Any, data: dict[str, str], code: str
+    api: Api,
+    stored: EngineConfig,
+    monkeypatch: pytest.MonkeyPatch,
+    files: Any,
+    data: dict[str, str],
+    code: str,
 ) -> None:
+    monkeypatch.setattr("trunkline.server.files.MAX_FILE", 20000)
     response = await api.post("/v1/files", files=files, data=data)
     assert response.status_code in (400, 413, 415) and response.json()["error"]["code"] == code, response.text
     assert not list(Path(stored.server.file_storage_path).glob("file-*"))

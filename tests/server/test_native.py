@@ -136,3 +136,38 @@ async def test_an_error_names_the_prompt(http: httpx.AsyncClient, client: FakeCl
     assert response.status_code == 400
     assert response.json()["error"]["message"].startswith("prompt 1: the prompt has ")
     assert not client.added
+
+
+# ---------------------------------------------------------------------- how often a stream is told
+@pytest.mark.parametrize("logprobs", [False, True])
+async def test_an_interval_changes_the_pieces_only(
+    logprobs: bool, http: httpx.AsyncClient, client: FakeClient
+) -> None:
+    client.forced = [0]
+    body: dict[str, Any] = {"text": "a", "return_logprob": logprobs, "stream": True}
+    every = events_of((await http.post("/generate", json=body)).text)
+    body["sampling_params"] = {"stream_interval": 5}
+    fifth = events_of((await http.post("/generate", json=body)).text)
+    sizes = [len(event["output_ids"]) for event in fifth]
+    assert sizes[:4] == [1, 6, 11, 16] and sizes[-1] == len(every[-1]["output_ids"]) == 23
+
+    def last(events: list[dict[str, Any]]) -> dict[str, Any]:
+        meta = events[-1]["meta_info"]
+        return {**events[-1], "meta_info": {**meta, "id": "", "e2e_latency": 0}}
+
+    assert last(fifth) == last(every)
+
+
+def test_an_interval_keeps_reasoning_and_text_apart() -> None:
+    from trunkline.engine.frontend import Chunk, _joined
+
+    def piece(text: str, reasoning: str, ids: list[int], **more: Any) -> Chunk:
+        return Chunk(
+            index=0, rid="a", text=text, reasoning=reasoning, token_ids=ids, logprobs=None,
+            prompt_logprobs=None, prompt_tokens=1, completion_tokens=0, cached_tokens=0,
+            retractions=0, finish=None, **more,
+        )  # fmt: skip
+
+    joined = _joined(piece("", "so ", [1, 2], forced=[1]), piece("then", "it is", [3, 4], forced=[0]))
+    assert (joined.reasoning, joined.text) == ("so it is", "then")
+    assert (joined.token_ids, list(joined.forced), joined.logprobs) == ([1, 2, 3, 4], [1, 2], None)

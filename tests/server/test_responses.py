@@ -279,7 +279,7 @@ async def test_what_is_not_to_be_stored_is_not(http: httpx.AsyncClient) -> None:
 async def test_a_server_that_stores_nothing(
     client: FakeClient, tokenizer: Tokenizer, config: EngineConfig
 ) -> None:
-    plain = EngineConfig(model=config.model, server=ServerConfig(max_stored_responses=0))
+    plain = EngineConfig(model=config.model, server=ServerConfig(response_store_bytes=0))
     async with http_client(make_app(client, tokenizer, plain)) as http:
         assert (await ok(http, {"input": "hi"}))["store"] is False
         assert await refused(http, {"input": "hi", "store": True}) == ("unsupported_field", "store")

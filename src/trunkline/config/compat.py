@@ -73,6 +73,8 @@ FEATURES: tuple[Feature, ...] = (
     Feature("request", "log-probabilities of the prompt", "logprob_start_len, echo"),
     Feature("request", "embeddings: last token or mean", "/v1/embeddings, /encode, --pooling"),
     Feature("request", "scores of label tokens, reranking", "/v1/score, /v1/rerank"),
+    Feature("request", "responses: stored, continued, in the background", "/v1/responses"),
+    Feature("request", "batches of requests in files, durable", "/v1/files, /v1/batches"),
     Feature("request", "several completions", "n"),
     Feature("request", "seeded sampling", "seed"),
     Feature("request", "temperature, top-p, top-k, min-p", "sampling parameters"),

@@ -284,12 +284,9 @@ class Args:
         "in the answer", default="auto", choices=TOOL_CALL_PARSERS, sets="server.tool_call_parser",
         group="server",
     )  # fmt: skip
-    max_stored_responses: int = flag(
-        "int", "responses of /v1/responses that are kept in memory; 0 keeps none", default=1024,
-        sets="server.max_stored_responses", low=0, high=2**31 - 1, group="server",
-    )  # fmt: skip
     response_store_size: int = flag(
-        "size", "most memory that stored responses take; the oldest leave first", default=256 * 2**20,
+        "size", "most bytes of stored responses, in memory; the oldest leave first; 0 stores none",
+        default=256 * 2**20,
         sets="server.response_store_bytes", metavar="SIZE", low=0, group="server",
     )  # fmt: skip
     file_storage_path: str | None = flag(
@@ -299,10 +296,6 @@ class Args:
     file_storage_size: int = flag(
         "size", "most bytes of all files of /v1/files together; 0 refuses files and batches",
         default=10 * 2**30, sets="server.file_storage_bytes", metavar="SIZE", low=0, group="server",
-    )  # fmt: skip
-    max_file_size: int = flag(
-        "size", "most bytes of one uploaded file", default=200 * 2**20, sets="server.max_file_bytes",
-        metavar="SIZE", low=1, group="server",
     )  # fmt: skip
     max_batch_requests: int | None = flag(
         "int", "lines of batches computed at once; interactive requests go first. Default: half of "

@@ -18,7 +18,7 @@ ALWAYS_SO: Mapping[str, tuple[tuple[str, ...], str]] = {
     "--enable-streaming-session": (("",), "sessions may always be opened with streaming true"),
     "--enable-cache-report": (("",), "usage always reports cached tokens"),
     "--enable-deterministic-inference": (("",), "results never depend on the batch, the chunks or the cache"),
-    "--enable-response-store": (("",), "responses are stored unless --max-stored-responses is 0"),
+    "--enable-response-store": (("",), "responses are stored unless --response-store-size is 0"),
     "--is-embedding": (("",), "every model serves embeddings, beside text"),
     "--skip-server-warmup": (("",), "no warm-up request is sent"),
     "--disable-cuda-graph": (("",), _NO_GRAPHS),

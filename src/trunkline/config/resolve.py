@@ -238,11 +238,9 @@ def _server(args: Args, max_running: int, why: dict[str, str]) -> ServerConfig:
         max_sessions=args.max_sessions,
         max_session_tokens=args.max_session_tokens,
         session_timeout=args.session_timeout,
-        max_stored_responses=args.max_stored_responses,
         response_store_bytes=args.response_store_size,
         file_storage_path=args.file_storage_path or "",
         file_storage_bytes=args.file_storage_size,
-        max_file_bytes=args.max_file_size,
         batch_running=_batch_running(args, max_running, why),
         watchdog_timeout=args.watchdog_timeout,
     )

@@ -102,11 +102,9 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     max_sessions: int = 1024  # open at once
     max_session_tokens: int = 1 << 24  # that all of them store
     session_timeout: float = 600.0  # seconds without use after which a session is closed
-    max_stored_responses: int = 1024
     response_store_bytes: int = 256 * 2**20  # all stored responses together
     file_storage_path: str = ""  # folder of files and batches; "": there is none
     file_storage_bytes: int = 10 * 2**30  # all files together
-    max_file_bytes: int = 200 * 2**20
     batch_running: int = 8  # lines of batches in progress at once
     watchdog_timeout: float = 300.0  # seconds without progress after which the core is declared dead
 

@@ -268,7 +268,7 @@ SAMPLING_FIELDS: Mapping[str, Rule] = {
     "no_stop_trim": Flag(),
     "stop_regex": Items(StopRegex(), MAX_STOP_STRINGS, bare=True),
     "beam_width": Unsupported((1,)),
-    "stream_interval": Unsupported((1,)),
+    "stream_interval": Number(1, 1024, integer=True),
     "custom_params": Unsupported(({},)),
     "watermark": Unsupported((False,)),
 }

@@ -380,6 +380,8 @@ class Frontend:
         meter = None if reasoning is None else ReasoningMeter(reasoning)
         splitter = None if reasoning is None else ReasoningSplitter(reasoning)
         shown = self.tokenizer.special_ids_of(prepared.request.shown)
+        interval = prepared.params.stream_interval
+        begun, held = False, None  # the first token is told at once
         text = OutputText(self.tokenizer, prepared.params, shown=shown, meter=meter)
         forced, detokenize, traced = 0, 0.0, add.trace
         cached = retractions = 0  # kept: the last output of an aborted request does not know them
@@ -418,14 +420,21 @@ class Frontend:
                 )
                 if prepared.turn is not None:
                     prepared.turn.extend(number, chunk.token_ids, finished=finish is not None)
+                if held is not None and held.text and thought:  # order is kept: reasoning comes before text
+                    yield held
+                    held = None
+                held = chunk if held is None else _joined(held, chunk)
                 if finish is not None:
                     break
-                yield chunk
+                if not begun or len(held.token_ids) >= interval:
+                    begun = True
+                    yield held
+                    held = None
             else:
                 raise RequestError(
                     "the engine ended a request without a result", code="internal_error", status=500
                 )
-        yield chunk  # after the core request is closed, so that a stop string has freed its memory already
+        yield held  # after the core request is closed, so that a stop string has freed its memory already
 
     async def abort(self, rid: str) -> None:
         """End all completions of a request; its chunks end with finish "abort". Unknown ids are ignored."""
@@ -455,6 +464,22 @@ def _split(splitter: ReasoningSplitter | None, text: str, last: bool) -> tuple[s
         more, rest = splitter.flush()
         return thought + more, answer + rest
     return thought, answer
+
+
+def _joined(first: Chunk, second: Chunk) -> Chunk:
+    """Two pieces of news as one."""
+    logprobs = (first.logprobs or []) + (second.logprobs or [])
+    return msgspec.structs.replace(
+        second,
+        text=first.text + second.text,
+        reasoning=first.reasoning + second.reasoning,
+        token_ids=first.token_ids + second.token_ids,
+        logprobs=None if first.logprobs is None and second.logprobs is None else logprobs,
+        prompt_logprobs=first.prompt_logprobs if second.prompt_logprobs is None else second.prompt_logprobs,
+        forced=[*first.forced, *(len(first.token_ids) + at for at in second.forced)],
+        timing=first.timing if second.timing is None else second.timing,
+        prefix_miss=first.prefix_miss if second.prefix_miss is None else second.prefix_miss,
+    )
 
 
 def _expand(prepared: Prepared, weight_version: str, explain: Explain, traced: bool) -> list[AddRequest]:

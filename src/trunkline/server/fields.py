@@ -41,7 +41,7 @@ TO_SAMPLING: Mapping[str, str] = {
 _HONORED_SAMPLING = (
     "temperature", "top_p", "top_k", "min_p", "frequency_penalty", "presence_penalty", "repetition_penalty",
     "logit_bias", "stop", "stop_regex", "stop_token_ids", "ignore_eos", "n", "skip_special_tokens",
-    "spaces_between_special_tokens", "no_stop_trim",
+    "spaces_between_special_tokens", "no_stop_trim", "stream_interval",
 )  # fmt: skip
 _OUTPUT_TOKENS = Number(0, INT32_MAX, integer=True)
 

@@ -20,6 +20,7 @@ from trunkline.types import RequestError
 
 PURPOSES = ("batch", "user_data")
 UPLOAD_TIME = 900.0  # seconds in which an upload must have come
+MAX_FILE = 200 * 2**20  # bytes of a file; OpenAI's own bound
 FORM = 65536  # bytes of an upload beside the file itself
 MAX_NAME = 512
 
@@ -46,7 +47,6 @@ def endpoints(parts: Parts) -> list[Endpoint]:
 class _Files:
     def __init__(self, parts: Parts) -> None:
         self._shared = parts.storage
-        self._most = parts.frontend.config.server.max_file_bytes
 
     @property
     def _storage(self) -> Storage:
@@ -83,9 +83,9 @@ class _Files:
             nonlocal size
             message = await request.receive()
             size += len(message.get("body", b""))
-            if size > self._most + FORM:
+            if size > MAX_FILE + FORM:
                 raise RequestError(
-                    f"the file is larger than {self._most} bytes (--max-file-size)",
+                    f"the file is larger than {MAX_FILE} bytes",
                     code="file_too_large",
                     param="file",
                     status=413,
@@ -105,9 +105,9 @@ class _Files:
             raise RequestError("file is missing", code="missing_field", param="file")
         if purpose is None:
             raise RequestError("purpose is missing", code="missing_field", param="purpose")
-        if (source.size or 0) > self._most:
+        if (source.size or 0) > MAX_FILE:
             raise RequestError(
-                f"the file has {source.size} bytes; it may have {self._most} (--max-file-size)",
+                f"the file has {source.size} bytes; it may have {MAX_FILE}",
                 code="file_too_large",
                 param="file",
                 status=413,

@@ -32,6 +32,8 @@ from trunkline.server.response_store import ResponseStore, Stored
 from trunkline.server.responses_input import NAMES, RESPONSES_FIELDS, chat_body, messages_of
 from trunkline.types import RequestError
 
+MAX_STORED = 4096  # responses
+
 log = logging.getLogger(__name__)
 
 _PAGE: Mapping[str, Rule] = {
@@ -118,9 +120,8 @@ class Responses:
 
     def __init__(self, parts: Parts, *, keeps: bool = True) -> None:
         self._parts = parts
-        config = parts.frontend.config.server
-        most = config.max_stored_responses if keeps else 0
-        self._store = ResponseStore(most, config.response_store_bytes)
+        most_bytes = parts.frontend.config.server.response_store_bytes if keeps else 0
+        self._store = ResponseStore(MAX_STORED, most_bytes)
         self._background: set[asyncio.Task[None]] = set()
 
     async def create(self, request: Request) -> ASGIApp:
@@ -139,7 +140,7 @@ class Responses:
         keeps = fields.get("store", self._store.enabled)
         if keeps and not self._store.enabled:
             raise RequestError(
-                "store: this server keeps no responses (--max-stored-responses)",
+                "store: this server keeps no responses (--response-store-size)",
                 code="unsupported_field",
                 param="store",
             )
