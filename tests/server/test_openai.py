@@ -329,3 +329,32 @@ async def test_a_default_output_limit_shrinks_to_the_context(
 ) -> None:
     await whole(http, COMPLETIONS, {"prompt": [5] * (client.max_context - 4)})
     assert client.added[-1].params.max_new_tokens == 4
+
+
+# ---------------------------------------------------------------------- what is told beside the answer
+@pytest.mark.parametrize(("route", "body"), [(CHAT, {**HI, "n": 2}), (COMPLETIONS, {"prompt": ["a", "bc"]})])
+async def test_token_ids_and_meta_info(
+    http: httpx.AsyncClient, tokenizer: Tokenizer, client: FakeClient, route: str, body: dict[str, Any]
+) -> None:
+    asked = {**body, "return_token_ids": True, "return_prompt_token_ids": True, "return_meta_info": True}
+    answer = await whole(http, route, {**asked, "max_tokens": 9})
+    told: dict[int, dict[str, Any]] = {}
+    for event in await streamed(http, route, {**asked, "max_tokens": 9}):
+        for choice in event["choices"]:
+            kept = told.setdefault(choice["index"], {"token_ids": []})
+            kept["token_ids"] += choice.get("token_ids", [])
+            kept |= {name: choice[name] for name in ("prompt_token_ids", "meta_info") if name in choice}
+    for choice in answer["choices"]:
+        assert choice["token_ids"] == tokenizer.encode(REPLY)[:9]
+        assert choice["meta_info"]["completion_tokens"] == 9
+        assert choice["meta_info"]["finish_reason"] == {"type": "length", "length": 9}
+        prompt = client.added[choice["index"]].token_ids
+        assert choice["prompt_token_ids"] == prompt and choice["meta_info"]["prompt_tokens"] == len(prompt)
+        streamed_choice = told[choice["index"]]
+        assert all(streamed_choice[name] == choice[name] for name in ("token_ids", "prompt_token_ids"))
+    plain = await whole(http, route, {**body, "max_tokens": 9})
+    assert not any(
+        {"token_ids", "prompt_token_ids", "meta_info"} & set(choice) for choice in plain["choices"]
+    )
+    names = {name for choice in plain["choices"] for name in choice}
+    assert not names & {"token_ids", "prompt_token_ids", "meta_info"}

@@ -184,6 +184,39 @@ def test_reasoning_and_pieces_of_calls_become_items() -> None:
     assert response["status"] == "completed"
 
 
+async def test_a_call_that_is_asked_for(
+    http: httpx.AsyncClient, client: FakeClient, tokenizer: Tokenizer
+) -> None:
+    client.script = lambda request: tokenizer.encode(CALL)
+    for choice in ("required", {"type": "function", "name": "add"}):
+        events = await streamed(http, {"input": "1 + 1?", "tools": [TOOL], "tool_choice": choice})
+        assert client.added[-1].grammar is not None
+        response = events[-1]["response"]
+        (call,) = response["output"]
+        assert call["name"] == "add" and json.loads(call["arguments"]) == {"a": 1}
+        assert response["tool_choice"] == choice and response["tools"] == [TOOL]
+        deltas = [event["delta"] for event in events if event["type"].endswith("arguments.delta")]
+        assert "".join(deltas) == call["arguments"]
+    body = {"input": "a", "tools": [TOOL], "tool_choice": {"type": "function", "name": "other"}}
+    assert (await refused(http, body))[1] == "tool_choice"
+
+
+async def test_reasoning(http: httpx.AsyncClient, client: FakeClient, tokenizer: Tokenizer) -> None:
+    client.script = lambda request: tokenizer.encode("Let me see.</think>Hello")
+    body = {"input": "hi", "chat_template_kwargs": {"enable_thinking": True}}
+    answer = await ok(http, body)
+    reasoning, message = answer["output"]
+    assert reasoning["type"] == "reasoning" and reasoning["status"] == "completed"
+    assert reasoning["content"] == [{"type": "reasoning_text", "text": "Let me see."}]
+    assert message["content"][0]["text"] == "Hello"
+    assert answer["usage"]["output_tokens_details"]["reasoning_tokens"] > 0
+    last = (await streamed(http, body))[-1]["response"]
+    assert [item["content"] for item in last["output"]] == [item["content"] for item in answer["output"]]
+    again = {"input": [*answer["output"], {"role": "user", "content": "go on"}]}
+    await ok(http, again)  # a template that does not show reasoning is given it all the same
+    assert "Hello<|im_end|>" in prompt(client, tokenizer)
+
+
 async def test_structured_output(http: httpx.AsyncClient, client: FakeClient) -> None:
     schema = {"type": "object", "properties": {"a": {"type": "integer"}}}
     form = {"type": "json_schema", "name": "x", "schema": schema, "strict": True}

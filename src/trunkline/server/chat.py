@@ -18,6 +18,7 @@ from trunkline.engine.native import cache_salt
 from trunkline.engine.usage import Usage
 from trunkline.server.call import Json, ServedModel, includes_usage, request_ids, usage_dict
 from trunkline.server.chat_prompt import chat_prompt
+from trunkline.server.details import Details
 from trunkline.server.endpoint import Access, Endpoint, Parts
 from trunkline.server.fields import CHAT_FIELDS
 from trunkline.server.parts import OutputParts, Part, Thought
@@ -54,6 +55,7 @@ class ChatCall:
     include_usage: bool
     plan: ToolPlan
     whole_reasoning: bool
+    details: Details
     names: Mapping[str, str]
     model: ServedModel
 
@@ -82,11 +84,11 @@ class ChatCall:
                 choice = choices.get(chunk.index)
                 if choice is None:
                     choice = choices[chunk.index] = _Choice(self.parts(), self.model.tokenizer)
-                    yield {
-                        **base,
-                        "choices": [_choice_event(chunk.index, {"role": "assistant", "content": ""})],
-                    }
-                for event in choice.events(chunk):
+                    begun = _choice_event(chunk.index, {"role": "assistant", "content": ""})
+                    yield {**base, "choices": [{**begun, **self.details.before(batch[0])}]}
+                told = choice.events(chunk, self.details.needs_event(chunk))
+                self.details.add(told, chunk, self.model.weight_version)
+                for event in told:
                     yield {**base, "choices": [event]}
         if self.include_usage or not self.stream:
             yield {**base, "choices": [], "usage": usage_dict(usage)}
@@ -101,6 +103,7 @@ class ChatCall:
                 whole["logprobs"]["content"] += event["logprobs"]["content"]
             if event["finish_reason"] is not None:
                 whole |= {name: event[name] for name in ("finish_reason", "matched_stop")}
+            self.details.join(whole, event)
         for whole in joined.values():
             if "tool_calls" in whole["message"] and not whole["message"]["content"]:
                 whole["message"]["content"] = None
@@ -130,7 +133,8 @@ class _Choice:
         self._tokenizer = tokenizer
         self._num_calls = 0
 
-    def events(self, chunk: Chunk) -> list[Json]:
+    def events(self, chunk: Chunk, always: bool = False) -> list[Json]:
+        """At least one, if `always`."""
         logprobs = None
         if chunk.logprobs:
             content = [token_entry(token, self._tokenizer) for token in chunk.logprobs]
@@ -138,7 +142,7 @@ class _Choice:
                 content[index]["forced"] = True  # its grammar left no other
             logprobs = {"content": content, "refusal": None}
         found = [delta for part in self._parts.feed(chunk) if (delta := self._delta(part)) is not None]
-        deltas = found or ([{}] if logprobs else [])
+        deltas = found or ([{}] if logprobs or always else [])
         events = [_choice_event(chunk.index, delta) for delta in deltas]
         if logprobs:
             events[0]["logprobs"] = logprobs
@@ -241,6 +245,7 @@ def parse_chat(body: Mapping[str, Any], model: ServedModel) -> ChatCall:
         requests=[request],
         stream=fields.get("stream", False),
         include_usage=includes_usage(fields),
+        details=Details.of(fields),
         plan=plan,
         whole_reasoning=not fields.get("stream_reasoning", True),
         names={**names, "min_new_tokens": "min_tokens", "sampling_seed": "seed"},

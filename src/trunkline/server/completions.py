@@ -15,6 +15,7 @@ from trunkline.engine.frontend import Chunk, GenerationRequest, Prepared
 from trunkline.engine.native import cache_salt
 from trunkline.engine.usage import Usage
 from trunkline.server.call import Json, ServedModel, includes_usage, request_ids, usage_dict
+from trunkline.server.details import Details
 from trunkline.server.endpoint import Access, Endpoint, Parts
 from trunkline.server.fields import COMPLETION_FIELDS
 from trunkline.server.respond import generation
@@ -39,6 +40,15 @@ def endpoints(parts: Parts) -> list[Endpoint]:
     ]
 
 
+_EMPTY: Mapping[str, Any] = {
+    "index": 0,
+    "text": "",
+    "logprobs": None,
+    "finish_reason": None,
+    "matched_stop": None,
+}
+
+
 @dataclass(frozen=True, kw_only=True)
 class CompletionCall:
     """A parsed completion request."""
@@ -47,6 +57,7 @@ class CompletionCall:
     stream: bool
     include_usage: bool
     echo: bool
+    details: Details
     names: Mapping[str, str]
     model: ServedModel
 
@@ -67,11 +78,12 @@ class CompletionCall:
                 usage.add(chunk)
                 choice = choices.get(chunk.index)
                 if choice is None:
-                    choice = choices[chunk.index] = _Choice(
-                        batch[chunk.index // n], self.model.tokenizer, self.echo
-                    )
-                event = choice.event(chunk)
+                    prepared = batch[chunk.index // n]
+                    before = self.details.before(prepared)
+                    choice = choices[chunk.index] = _Choice(prepared, self.model.tokenizer, self.echo, before)
+                event = choice.event(chunk, self.details.needs_event(chunk))
                 if event is not None:
+                    self.details.add([event], chunk, self.model.weight_version)
                     yield {**base, "choices": [event]}
         if self.include_usage or not self.stream:
             yield {**base, "choices": [], "usage": usage_dict(usage)}
@@ -79,32 +91,37 @@ class CompletionCall:
     def join(self, events: Sequence[Json]) -> Json:
         joined: dict[int, Json] = {}
         for event in chain.from_iterable(event["choices"] for event in events):
-            whole = joined.setdefault(event["index"], {**event, "text": "", "logprobs": None})
+            whole = joined.setdefault(event["index"], {**_EMPTY, "index": event["index"]})
             whole["text"] += event["text"]
             if event["logprobs"] is not None:
                 lists = whole["logprobs"] or {name: [] for name in event["logprobs"]}
                 whole["logprobs"] = {name: lists[name] + new for name, new in event["logprobs"].items()}
             whole |= {name: event[name] for name in ("finish_reason", "matched_stop")}
+            self.details.join(whole, event)
         return {**events[-1], "choices": [joined[index] for index in sorted(joined)]}
 
 
 class _Choice:
     """One completion on its way to events."""
 
-    def __init__(self, prepared: Prepared, tokenizer: Tokenizer, echo: bool) -> None:
+    def __init__(self, prepared: Prepared, tokenizer: Tokenizer, echo: bool, before: Json) -> None:
+        """`before`: what the first event has besides."""
         self._tokenizer = tokenizer
+        self._before = before
         self._echo = _prompt_text(prepared, tokenizer) if echo else ""
         skip = prepared.params.skip_special_tokens
         self._offsets = Detokenizer(tokenizer, skip_special_tokens=skip, at_start=echo)
         self._offset = 0
 
-    def event(self, chunk: Chunk) -> Json | None:
-        """None when there is nothing to say yet."""
+    def event(self, chunk: Chunk, always: bool) -> Json | None:
+        """None when there is nothing to say yet, unless `always`."""
         text, self._echo = self._echo + chunk.text, ""
         tokens = (chunk.prompt_logprobs or []) + (chunk.logprobs or [])
-        if not (text or tokens or chunk.finish):
+        if not (text or tokens or chunk.finish or always):
             return None
+        before, self._before = self._before, {}
         return {
+            **before,
             "index": chunk.index,
             "text": text,
             "logprobs": self._logprobs(tokens) if tokens else None,
@@ -181,6 +198,7 @@ def parse_completion(body: Mapping[str, Any], model: ServedModel) -> CompletionC
         requests=requests,
         stream=fields.get("stream", False),
         include_usage=includes_usage(fields),
+        details=Details.of(fields),
         echo=echo,
         names={
             "input_ids": "prompt",

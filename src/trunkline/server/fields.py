@@ -108,6 +108,8 @@ TOOL = Object(
     }
 )
 
+DETAILS = ("return_token_ids", "return_prompt_token_ids", "return_meta_info")
+
 _UNSUPPORTED: Mapping[str, Rule] = {
     "custom_params": SAMPLING_FIELDS["custom_params"],
     "lora_path": Unsupported(),
@@ -118,9 +120,6 @@ _UNSUPPORTED: Mapping[str, Rule] = {
     "return_routed_experts": Unsupported((False,)),
     "return_cached_tokens_details": Unsupported((False,)),
     "return_spec_tokens_details": Unsupported((False,)),
-    "return_meta_info": Unsupported((False,), "use /generate"),
-    "return_token_ids": Unsupported((False,), "use /generate"),
-    "return_prompt_token_ids": Unsupported((False,), "use /generate"),
     "data_parallel_rank": Unsupported(),
     "routed_dp_rank": Unsupported(),
     "bootstrap_host": Unsupported(),
@@ -150,6 +149,7 @@ _COMMON: Mapping[str, Rule] = {
     "extra_key": Text(),
     "cache_salt": Text(),
     "return_prefix_miss": Flag(),
+    **dict.fromkeys(DETAILS, Flag()),
     "response_format": ResponseFormat(),
     "regex": GRAMMAR_FIELDS["regex"],
     "ebnf": GRAMMAR_FIELDS["ebnf"],
