@@ -37,7 +37,9 @@ NEVER_TORCH = frozenset(
 )
 LATE_TORCH = frozenset({"", "engine", "lang", "bench", "cli", "launch_server"})  # inside functions only
 TORCH_LIBRARIES = frozenset({"torch", "safetensors.torch"})
-TEST_ONLY_LIBRARIES = frozenset({"transformers", "pytest", "hypothesis", "openai", "httpx", "jsonschema"})
+TEST_ONLY_LIBRARIES = frozenset(
+    {"transformers", "pytest", "hypothesis", "openai", "anthropic", "httpx", "jsonschema"}
+)
 
 
 def check_layers(source: Source) -> Iterator[Violation]:

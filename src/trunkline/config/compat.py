@@ -98,6 +98,11 @@ FEATURES: tuple[Feature, ...] = (
     Feature("request", "tool calls in the formats of 19 model families", "--tool-call-parser, tools"),
     Feature(
         "request",
+        "interfaces of OpenAI, Anthropic and Ollama",
+        "/v1/chat/completions, /v1/messages, /api/chat",
+    ),
+    Feature(
+        "request",
         "calls enforced by a grammar",
         "tool_choice required, named or allowed_tools; strict; parallel_tool_calls",
     ),

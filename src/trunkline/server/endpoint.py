@@ -19,7 +19,9 @@ from trunkline.engine.fields import Rule
 from trunkline.engine.frontend import Frontend
 from trunkline.metrics.prometheus import Metrics
 from trunkline.server.call import ServedModel
+from trunkline.server.http import error_body
 from trunkline.server.storage import Storage
+from trunkline.types import RequestError
 
 Job = Callable[[], Coroutine[Any, Any, None]]
 Handler = Callable[[Request], Awaitable[ASGIApp]]
@@ -48,7 +50,7 @@ class Parts:
 @dataclass(frozen=True)
 class Endpoint:
     """One route. `path` may hold `{name}` and `{name:path}`. `fields`: of the JSON body, None where there is
-    none. `query`: parameters of the address."""
+    none. `query`: parameters of the address. `envelope`: how its errors are written."""
 
     path: str
     methods: tuple[str, ...]
@@ -57,6 +59,7 @@ class Endpoint:
     fields: Mapping[str, Rule] | None = None
     query: Mapping[str, Rule] | None = None
     summary: str = ""
+    envelope: Callable[[RequestError], dict[str, Any]] = error_body
 
 
 @dataclass(frozen=True)

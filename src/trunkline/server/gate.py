@@ -18,7 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from trunkline.config.schema import ServerConfig
 from trunkline.metrics.prometheus import Metrics
 from trunkline.server.endpoint import Access, Endpoint, Found, Job, RouteTable
-from trunkline.server.http import error_response, internal_error
+from trunkline.server.http import error_body, error_response, internal_error
 from trunkline.types import RequestError
 
 CLIENT_GONE = 499  # status in the log of a request whose client left
@@ -175,7 +175,8 @@ class Gate:
         except Exception as error:
             refusal = error if isinstance(error, RequestError) else internal_error(error, scope["request_id"])
             if not begun():
-                await error_response(refusal)(scope, receive, send)
+                envelope = error_body if found.endpoint is None else found.endpoint.envelope
+                await error_response(refusal, envelope)(scope, receive, send)
         finally:
             self._active -= counted
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-from collections.abc import Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
 
 import msgspec
@@ -113,7 +113,9 @@ def error_body(error: RequestError) -> dict[str, Any]:
     return {"error": body}
 
 
-def error_response(error: RequestError) -> Response:
+def error_response(
+    error: RequestError, envelope: Callable[[RequestError], dict[str, Any]] = error_body
+) -> Response:
     headers = {}
     if error.status in (429, 503):
         headers["retry-after"] = str(RETRY_AFTER)
@@ -121,7 +123,7 @@ def error_response(error: RequestError) -> Response:
         headers["www-authenticate"] = "Bearer"
     if error.status == 413:
         headers["connection"] = "close"  # the rest of the body is not read
-    return json_response(error_body(error), error.status, headers)
+    return json_response(envelope(error), error.status, headers)
 
 
 def internal_error(error: Exception, request_id: str) -> RequestError:

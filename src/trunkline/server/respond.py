@@ -9,7 +9,6 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-import msgspec
 from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -17,20 +16,19 @@ from trunkline.engine.frontend import Chunk, Prepared
 from trunkline.engine.journal import Origin
 from trunkline.server.call import Call, Json, ServedModel
 from trunkline.server.endpoint import Handler, Parts
-from trunkline.server.http import error_body, internal_error, json_response, read_json, until_disconnect
+from trunkline.server.framing import OPENAI, Framing
+from trunkline.server.http import internal_error, json_response, read_json, until_disconnect
 from trunkline.types import RequestError
 
 TRACE_HEADERS = ("traceparent", "tracestate")
 LARGE_BODY = 16384  # bytes; a larger request is parsed off the event loop
 
-_SSE_HEADERS = (
-    (b"content-type", b"text/event-stream; charset=utf-8"),
-    (b"cache-control", b"no-cache"),
-    (b"x-accel-buffering", b"no"),
-)
+_STREAM_HEADERS = ((b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no"))
 
 
-def generation(parse: Callable[[Json, ServedModel], Call], parts: Parts) -> Handler:
+def generation(
+    parse: Callable[[Json, ServedModel], Call], parts: Parts, framing: Framing = OPENAI
+) -> Handler:
     """A generating route. `parse` checks a body; it may take a while for a large one."""
     model = parts.model
 
@@ -38,7 +36,7 @@ def generation(parse: Callable[[Json, ServedModel], Call], parts: Parts) -> Hand
         body = await read_json(request)
         size = int(request.headers.get("content-length", LARGE_BODY + 1))
         call = parse(body, model) if size <= LARGE_BODY else await asyncio.to_thread(parse, body, model)
-        return respond(call, parts, origin_of(call, parts, request, body))
+        return respond(call, parts, origin_of(call, parts, request, body), framing)
 
     return handle
 
@@ -56,13 +54,12 @@ def origin_of(call: Call, parts: Parts, request: Request, body: Json) -> Origin:
     )
 
 
-def respond(call: Call, parts: Parts, origin: Origin, *, named: bool = False) -> ASGIApp:
-    """The answer to a call. `named`: each event of a stream says its type in a line of its own, and the last
-    one is the end."""
+def respond(call: Call, parts: Parts, origin: Origin, framing: Framing = OPENAI) -> ASGIApp:
+    """The answer to a call. `framing`: how the events of a stream are written."""
     run = partial(events_of, call, parts, origin)
 
     async def answer(scope: Scope, receive: Receive, send: Send) -> None:
-        work = _stream(run, scope, send, named) if call.stream else _whole(call, run, scope, send)
+        work = _stream(run, framing, scope, send) if call.stream else _whole(call, run, scope, send)
         await until_disconnect(receive, work)
 
     return answer
@@ -128,29 +125,27 @@ async def _whole(call: Call, run: Callable[[], AsyncGenerator[Json, None]], scop
 
 
 async def _stream(
-    run: Callable[[], AsyncGenerator[Json, None]], scope: Scope, send: Send, named: bool
+    run: Callable[[], AsyncGenerator[Json, None]], framing: Framing, scope: Scope, send: Send
 ) -> None:
     """Nothing is sent before the first event is there, so that a refusal still gets its own status."""
 
-    async def send_data(data: bytes, name: str = "error") -> None:
-        head = b"event: " + name.encode() + b"\n" if named else b""
-        body = head + b"data: " + data + b"\n\n"
-        await send({"type": "http.response.body", "body": body, "more_body": True})
+    async def send_data(data: bytes) -> None:
+        await send({"type": "http.response.body", "body": data, "more_body": True})
 
     async with aclosing(run()) as events:
         event: Json | None = await anext(events)
-        await send({"type": "http.response.start", "status": 200, "headers": list(_SSE_HEADERS)})
+        headers = [(b"content-type", framing.media_type), *_STREAM_HEADERS]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
         try:
             while event is not None:
-                await send_data(msgspec.json.encode(event), str(event.get("type")))
+                await send_data(framing.frame(event))
                 event = await anext(events, None)
         except RequestError as error:
-            await send_data(msgspec.json.encode(error_body(error)))
+            await send_data(framing.frame(framing.envelope(error)))
         except Exception as error:
-            await send_data(msgspec.json.encode(error_body(internal_error(error, scope["request_id"]))))
-    if not named:
-        await send_data(b"[DONE]")
-    await send({"type": "http.response.body", "body": b""})
+            fault = internal_error(error, scope["request_id"])
+            await send_data(framing.frame(framing.envelope(fault)))
+    await send({"type": "http.response.body", "body": framing.end})
 
 
 async def _no_more() -> Any:

@@ -25,6 +25,7 @@ from trunkline.engine.journal import Origin
 from trunkline.server.call import Json, ServedModel
 from trunkline.server.chat import ChatCall, parse_chat
 from trunkline.server.endpoint import Access, Endpoint, Parts
+from trunkline.server.framing import RESPONSES
 from trunkline.server.http import json_response, read_json, read_query
 from trunkline.server.respond import events_of, origin_of, respond
 from trunkline.server.response_events import Narrator
@@ -130,7 +131,7 @@ class Responses:
         origin = origin_of(call, self._parts, request, body)
         if background:
             return await self._start(call, origin)
-        return respond(call, self._parts, origin, named=True)
+        return respond(call, self._parts, origin, RESPONSES)
 
     def parse(self, body: Json) -> tuple[ResponsesCall, bool]:
         """Check a request; whether it runs in the background. Raises RequestError."""
