@@ -5,7 +5,7 @@ import { button, h, icon } from "./dom.js";
 const KEY = "trunkline.key";
 const BASE = new URL("./", document.baseURI);
 const listeners = new Set();
-let reachable = "checking"; // "up", "down", "key", "checking"
+let reachable = "checking"; // "up", "down", "dead", "key", "checking"
 
 export const key = {
   get: () => sessionStorage.getItem(KEY) ?? "",
@@ -64,7 +64,7 @@ async function send(path, { body, signal, method } = {}) {
   if (!response.ok) {
     const refusal = await response.json().catch(() => ({}));
     const error = new ApiError(response.status, refusal.error);
-    setState(response.status === 401 ? "key" : error.code === "engine_dead" ? "down" : "up");
+    setState(response.status === 401 ? "key" : error.code === "engine_dead" ? "dead" : "up");
     throw error;
   }
   setState("up");
@@ -105,7 +105,7 @@ export async function* stream(path, body, signal) {
 // What went wrong, why, and what to do.
 export function errorCard(error, retry) {
   const known = error instanceof ApiError;
-  const [cause, ...more] = String(error.message).split(/: (?=[a-z][^:]*$)/);
+  const [cause, ...more] = String(error.message).split(/: (?=[a-z][^:()"]{0,160}$)/);
   const fix = [more.join(": "), FIXES[error.code]].filter(Boolean).join(". ");
   return h(
     "div",
@@ -131,7 +131,7 @@ let waiting = null;
 // While the server can't be reached, look for it now and then.
 export function watchServer() {
   const look = async () => {
-    if (state() === "down" && !document.hidden) {
+    if ((state() === "down" || state() === "dead") && !document.hidden) {
       try {
         await get("health");
       } catch {

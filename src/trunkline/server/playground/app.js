@@ -128,16 +128,17 @@ async function start() {
 const light = h("span", { class: "light", role: "img" });
 const modelName = h("b", null, "");
 const banner = h("div", { class: "banner", role: "status", hidden: true });
-const STATES = { up: "Connected", down: "The server can't be reached", key: "A key is needed", checking: "Connecting" };
-let wasDown = false;
+const STATES = { up: "Connected", down: "The server can't be reached", dead: "The engine restarts", key: "A key is needed", checking: "Connecting" };
+let wasAway = false;
 onState((state) => {
   light.className = `light ${state}`;
   light.setAttribute("aria-label", STATES[state]);
   light.title = STATES[state];
-  banner.hidden = state !== "down";
-  banner.textContent = state === "down" ? "The server can't be reached. Trying again …" : "";
-  if (wasDown && state === "up" && !about) start().catch(() => {});
-  wasDown = state === "down";
+  const away = state === "down" || state === "dead";
+  banner.hidden = !away;
+  banner.textContent = away ? `${STATES[state]}. Trying again …` : "";
+  if (wasAway && state === "up" && !about) start().catch(() => {});
+  wasAway = away;
 });
 
 document.getElementById("top-end").append(h("div", { class: "model" }, light, modelName), keyButton, themeButton);

@@ -1,7 +1,7 @@
 // One prompt, two sets of settings, side by side.
 
 import { answerBody, errorOf, figures } from "./answer.js";
-import { announce, button, copyText, eachFrame, grow, h, number } from "./dom.js";
+import { announce, button, copyText, eachFrame, grow, h, icon, number } from "./dom.js";
 import { compareTexts, firstDifference } from "./diff.js";
 import { generate } from "./generation.js";
 import { settingsForm } from "./panel.js";
@@ -23,7 +23,7 @@ export function compareView(about, shared) {
     const facts = h("div");
     const chips = h("p", { class: "chips" });
     const form = settingsForm(settings, onchange, { about, open: ["Sampling"] });
-    const element = h("section", { class: "side", "aria-label": `Side ${name}` }, h("div", { class: "side-top" }, h("h2", null, h("span", { class: "letter" }, name)), chips), h("details", { class: "side-settings" }, h("summary", null, "Settings"), form), output, facts);
+    const element = h("section", { class: "side", "aria-label": `Side ${name}` }, h("div", { class: "side-top" }, h("h2", null, h("span", { class: "letter" }, name)), chips), h("details", { class: "side-settings" }, h("summary", null, icon("down"), "Settings"), form), output, facts);
     return { name, settings, output, facts, chips, element, run: null, schema: null };
   }
 
