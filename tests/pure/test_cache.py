@@ -159,6 +159,8 @@ def test_an_outline_is_bounded_and_begins_with_what_is_held() -> None:
     assert few[2].head == [100, 5] and few[2].locks == 1, "the held leaf comes first"
     assert few[1].hidden == 60 - 8
     assert {edge.head[0] for edge in few[3:]} == set(range(153, 160)), "then those used last"
+    sizes = [len(cache.outline(most, 3)) for most in range(4)]
+    assert sizes == [0, 1, 2, 3], "a path that does not fit as a whole is left out"
     cache.release(lease)
 
 
