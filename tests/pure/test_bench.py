@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from trunkline.bench import kernels
+from trunkline.bench import constrained, kernels
 from trunkline.bench.offline import Options as OfflineOptions
 from trunkline.bench.offline import Timeline, timed, with_pool
 from trunkline.bench.report import percentile, random_prompts, rate, show, spread
@@ -192,6 +192,27 @@ def test_the_memory_plan_bounds_what_a_start_takes(tmp_path: Path) -> None:
 
 
 # ---------------------------------------------------------------------- grammar
+def test_grammar_compares_with_engines(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, value in (
+        ("ROWS", 2),
+        ("OUTPUT", 24),
+        ("INPUT", 8),
+        ("STREAM_ROWS", 2),
+        ("STREAM_OUTPUT", 200),
+    ):
+        monkeypatch.setattr(constrained, name, value)
+    monkeypatch.setattr(constrained, "HOSTILE", (("regex", "(" * 5000 + ")" * 5000),))
+    words = ["bench", "grammar", "--model-path", str(tiny), "--repeat", "1", "--rounds", "1", "--json"]
+    assert main([*words, "--throughput", "--hostile"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["throughput"]["constrained_over_free"] > 0 and found["throughput"]["jump_over_free"] > 0
+    assert 0 < found["throughput"]["forced_share"] < 1
+    assert found["hostile"]["hostile_refused"] == found["hostile"]["hostile_answers"] > 0
+    assert found["hostile"]["step_p99_ratio"] > 0
+
+
 def test_grammar_reports_every_constraint(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", "grammar", "--repeat", "1", "--json"]) == 0
     result = json.loads(capsys.readouterr().out)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
 
 from trunkline.cache import PrefixCache
 from trunkline.config.schema import SchedulerConfig
 from trunkline.engine.core import EngineCore, EngineDead
+from trunkline.engine.guidance import Guidance
+from trunkline.engine.process import WARM_AFTER, run_loop
 from trunkline.engine.steplog import KEPT, WATCH_TIME
 from trunkline.messages import (
     Abort,
@@ -198,3 +201,39 @@ def test_steps_are_recorded_only_while_somebody_looks(monkeypatch: pytest.Monkey
     now[0] += WATCH_TIME + 1
     run()
     assert c.steplog.records() == []
+
+
+class _IdleChannel:
+    """Nothing comes, `beats` times; then the end."""
+
+    def __init__(self, beats: int) -> None:
+        self.beats = beats
+
+    def receive(self, timeout: float) -> list[Any]:
+        self.beats -= 1
+        return [] if self.beats >= 0 else [Shutdown()]
+
+    def send(self, message: object) -> None: ...
+
+    def wake(self) -> None: ...
+
+
+class _CountingCompiler:
+    def __init__(self) -> None:
+        self.warmed = 0
+
+    def submit(self, spec: object) -> Any:
+        raise AssertionError("nothing was asked for")
+
+    def warm(self) -> None:
+        self.warmed += 1
+
+    def close(self) -> None: ...
+
+
+def test_grammars_are_made_ready_when_the_engine_is_idle_and_only_once() -> None:
+    for beats, expected in ((WARM_AFTER - 1, 0), (WARM_AFTER, 1), (5 * WARM_AFTER, 1)):
+        compiler, idle = _CountingCompiler(), core()
+        idle.guidance = Guidance(compiler)
+        run_loop(idle, _IdleChannel(beats))
+        assert compiler.warmed == expected

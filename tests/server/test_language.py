@@ -6,6 +6,8 @@ import gc
 import itertools
 import re
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -254,6 +256,30 @@ def test_a_runtime_without_a_program(runtime: sgl.Runtime) -> None:
     again = runtime.generate("some text to keep " * 10, {"max_new_tokens": 1})
     assert again["meta_info"]["cached_tokens"] > 16
     assert runtime.get_tokenizer().encode("Hello")
+
+
+def test_a_runtime_ends_when_its_parent_is_killed() -> None:
+    """And not when the thread that started it ends."""
+    program = (
+        "import threading, time, trunkline as sgl\n"
+        "def start():\n"
+        "    global kept\n"
+        "    kept = sgl.Runtime(cpu_threads=1, max_total_tokens=1024)\n"
+        "thread = threading.Thread(target=start)\n"
+        "thread.start(); thread.join(); time.sleep(0.3)\n"
+        "answer = kept.generate('a', {'max_new_tokens': 1})\n"
+        "print(kept.pid, answer['meta_info']['completion_tokens'], flush=True)\n"
+        "time.sleep(600)\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        pid, tokens = map(int, parent.stdout.readline().split())
+        assert tokens == 1
+        family = [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
+        assert len(family) >= 2
+        parent.kill()
+    _, alive = psutil.wait_procs(family, timeout=30)
+    assert alive == []
 
 
 async def test_a_runtime_streams_to_any_loop(runtime: sgl.Runtime) -> None:

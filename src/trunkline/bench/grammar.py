@@ -6,19 +6,23 @@ row, `accept` takes a token, `forced` looks for text that needs no step. The fir
 
 from __future__ import annotations
 
+import asyncio
 import json
 import sys
 import time
+from collections.abc import Coroutine
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from trunkline.bench.report import percentile
+from trunkline.bench.constrained import beside_hostile, compare
+from trunkline.bench.report import Number, percentile
 from trunkline.config.cli import help_text, parse, wants_help
 from trunkline.config.flags import flag
 from trunkline.config.resolve import SEEDLING
-from trunkline.grammar.llguidance import LlguidanceBackend
+from trunkline.grammar.backend import Backend, make_backend
 from trunkline.grammar.protocol import GrammarKind, GrammarSpec
 from trunkline.text.tokenizer import Tokenizer
 from trunkline.types import RequestError
@@ -52,6 +56,14 @@ CONSTRAINTS: tuple[tuple[str, GrammarKind, str, str], ...] = (
 class Options:
     model_path: str | None = flag("text", "a folder with a tokenizer. Default: the bundled model's")
     repeat: int = flag("int", "walks over each text", default=5, low=1, high=1000)
+    backend: str = flag(
+        "text", "whose masks to measure", default="llguidance", choices=("llguidance", "xgrammar")
+    )
+    throughput: bool = flag(
+        "bool", "also run engines: constrained output, with and without jump-forward, over free output"
+    )
+    hostile: bool = flag("bool", "also run an engine: streams alone, and beside hostile grammars")
+    rounds: int = flag("int", "rounds of the runs with engines", default=3, low=1, high=100)
     json: bool = flag("bool", "print one line of JSON")
 
 
@@ -66,20 +78,31 @@ def run(words: list[str]) -> int:
             "the tokenizer has no special token to end with", code="no_eos", param="model_path"
         )
     started = time.perf_counter()
-    backend = LlguidanceBackend(tokenizer, [max(tokenizer.special_ids)])
-    result = {"vocabulary": tokenizer.num_tokens, "trie_s": round(time.perf_counter() - started, 2)}
+    backend = make_backend(options.backend, tokenizer, [max(tokenizer.special_ids)])
+    result: dict[str, object] = {
+        "vocabulary": tokenizer.num_tokens,
+        "trie_s": round(time.perf_counter() - started, 2),
+    }
     rows = [measure(backend, tokenizer, *one, options.repeat) for one in CONSTRAINTS]
+    runs: dict[str, Coroutine[Any, Any, dict[str, Number]]] = {}
+    if options.throughput:
+        runs["throughput"] = compare(options.model_path, options.rounds)
+    if options.hostile:
+        runs["hostile"] = beside_hostile(options.model_path, options.rounds)
+    found = {name: asyncio.run(run) for name, run in runs.items()}
     if options.json:
-        print(json.dumps(result | {"constraints": rows}))
+        print(json.dumps(result | {"constraints": rows} | found))
         return 0
     print(f"{result['vocabulary']} tokens, trie in {result['trie_s']} s; microseconds a token")
     for row in rows:
         print("  ".join(f"{name} {value}" for name, value in row.items()))
+    for name, values in found.items():
+        print(f"{name}:", "  ".join(f"{key} {value}" for key, value in values.items()))
     return 0
 
 
 def measure(
-    backend: LlguidanceBackend,
+    backend: Backend,
     tokenizer: Tokenizer,
     name: str,
     kind: GrammarKind,

@@ -33,6 +33,11 @@ def argv() -> list[str]:
     return sys.argv[1:]
 
 
+def shift_argv() -> str:
+    """Take the first word after the program name away."""
+    return sys.argv.pop(1)
+
+
 def parse(words: Sequence[str], table: type[T]) -> T:
     """Flags from command-line words. The last of repeated flags counts.
 

@@ -30,11 +30,15 @@ class Compiler(Protocol):
         """The compiled grammar, or a GrammarError as the future's exception. Returns at once; equal specs may
         share a future."""
 
+    def warm(self) -> None:
+        """Make ready for the first grammar. Returns at once."""
+
     def close(self) -> None: ...
 
 
 class LateCompiler:
-    """Makes a compiler when the first grammar comes, in a thread: reading a vocabulary takes a second."""
+    """Makes a compiler when the first grammar comes, or before by `warm`, in a thread: reading a vocabulary
+    takes a second."""
 
     def __init__(self, make: Callable[[], Compiler]) -> None:
         self._make = make
@@ -48,10 +52,20 @@ class LateCompiler:
         self._made.add_done_callback(lambda made: _ask(made, spec, found))
         return found
 
+    def warm(self) -> None:
+        if self._made is None:
+            self._made = self._thread.submit(self._make)
+            self._made.add_done_callback(_warm)
+
     def close(self) -> None:
         self._thread.shutdown()
         if self._made is not None and self._made.exception() is None:
             self._made.result().close()
+
+
+def _warm(made: Future[Compiler]) -> None:
+    if made.exception() is None:  # else the first grammar's sender is told
+        made.result().warm()
 
 
 def _ask(made: Future[Compiler], spec: GrammarSpec, found: Future[Grammar]) -> None:
@@ -135,6 +149,11 @@ class Guidance:
             self.counters["grammars_refused"] += 1
             return failure(error)
         return Guide(matcher, self._eos_ids, request.message.thinking)
+
+    def warm(self) -> None:
+        """Load what the first grammar needs. Returns at once; holds up the loop for parts of a second."""
+        if self._compiler is not None:
+            self._compiler.warm()
 
     # ------------------------------------------------------------------ masks
     def begin_masks(self, rows: Sequence[GuidedRow]) -> StepMasks:

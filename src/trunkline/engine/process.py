@@ -36,6 +36,7 @@ from trunkline.types import RequestError
 log = logging.getLogger(__name__)
 
 BEAT_INTERVAL = 0.5  # seconds between heartbeats
+WARM_AFTER = 4  # idle beats after the start: then what the first grammar needs is loaded
 
 
 class Channel(Protocol):
@@ -104,13 +105,16 @@ def _guidance(config: EngineConfig, spec: ModelSpec) -> Guidance:
 
 def run_loop(core: EngineCore, channel: Channel) -> None:
     """Serve until told to stop. Heartbeats come from this loop itself, so they stop when it does (P10)."""
-    last_beat, checked = 0.0, True
+    last_beat, checked, idle_beats = 0.0, True, 0
     core.guidance.wake = channel.wake
     while not core.stopping:
         messages = channel.receive(0.0 if core.can_step else BEAT_INTERVAL)
         for message in messages:
             for reply in core.handle(message):
                 channel.send(reply)
+        idle_beats = 0 if messages or core.can_step else idle_beats + 1
+        if idle_beats == WARM_AFTER:
+            core.guidance.warm()
         if core.can_step:
             checked = False
             outputs = core.step()

@@ -96,6 +96,12 @@ class GrammarCompiler:
                     self._start(self._unstarted.pop())
             return future
 
+    def warm(self) -> None:
+        """Have a worker ready for the first grammar."""
+        with self._lock:
+            if not self._threads and not self._closed:
+                self._start(self._unstarted.pop())
+
     @property
     def waiting(self) -> int:
         """Grammars that are being compiled or wait for it."""
@@ -121,6 +127,7 @@ class GrammarCompiler:
     def _work(self, worker: Callable[[], Compile]) -> None:
         compile_ = worker()
         try:
+            self._prepare(compile_)
             while (job := self._queue.get()) is not None:
                 if self._closed:
                     continue
@@ -134,10 +141,14 @@ class GrammarCompiler:
                     fault = GrammarError("the grammar could not be compiled", code="grammar_unavailable")
                     future.set_exception(fault)
                 self._remember(spec, future)
-                with contextlib.suppress(GrammarError, OSError):  # the next grammar's sender is told
-                    compile_.prepare()
+                self._prepare(compile_)
         finally:
             compile_.close()
+
+    @staticmethod
+    def _prepare(compile_: Compile) -> None:
+        with contextlib.suppress(GrammarError, OSError):  # the next grammar's sender is told
+            compile_.prepare()
 
     def _remember(self, spec: GrammarSpec, future: Future[Grammar]) -> None:
         error = future.exception()
@@ -162,7 +173,7 @@ def backend_compiler(
     eos_ids: Sequence[int],
     *,
     layout: Layout | None = None,
-    seconds: float = 1.8,
+    seconds: float = 1.5,
     memory: int = 1 << 30,
     workers: int = 2,
     max_entries: int = 256,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import re
 import time
@@ -11,6 +12,7 @@ from decimal import Decimal
 from typing import Any
 
 import jsonschema
+import psutil
 import pytest
 
 from tests.pure.grammar.support import accepts, allowed, backend, compile_, eos_id, sample, tokenizer
@@ -427,6 +429,19 @@ def test_hostile_grammars_cost_only_their_sender() -> None:
             assert isinstance(error, GrammarError), name
             assert error.code == "grammar_too_complex", (name, error.message)
     compiler.close()
+
+
+def test_a_warm_compiler_has_a_sandbox_that_only_takes_what_is_left() -> None:
+    compiler = backend_compiler("llguidance", tokenizer(), [eos_id()])
+    compiler.warm()
+    compiler.warm()
+    me = psutil.Process()
+    while not (children := [p for p in me.children() if "trunkline.grammar.sandbox" in p.cmdline()]):
+        time.sleep(0.01)
+    assert compiler.submit(GrammarSpec("choices", '["a"]')).result(30).matcher() is not None
+    assert [os.sched_getscheduler(child.pid) for child in children] == [os.SCHED_IDLE]
+    compiler.close()
+    assert not any(child.is_running() for child in children)
 
 
 def test_objects_beyond_the_bits_of_a_state() -> None:

@@ -32,16 +32,16 @@ class Runtime:
 
     Keyword arguments are the server's flags with underscores; unknown ones are refused by name. Raises
     RequestError when the server ends, or isn't ready within `launch_timeout` seconds. It ends with
-    `shutdown`, with the last reference, or with this process."""
+    `shutdown`, with the last reference, or with this process, even if that is killed."""
 
     def __init__(self, log_level: str = "error", launch_timeout: float = 300.0, **server_args: Any) -> None:
         words = {**server_args, "log_level": log_level}
         args = from_kwargs(words, Args)
         words["port"] = self.port = free_port(args.host, args.port)
         self.url = f"http://{args.host}:{self.port}"
-        command = [sys.executable, "-m", "trunkline.launch_server", *_flags(words)]
+        command = [sys.executable, "-m", "trunkline.lang.backends.lifeline", "trunkline.launch_server"]
         out = None if log_level in ("debug", "info") else subprocess.DEVNULL  # errors go to stderr
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out)
+        process = subprocess.Popen([*command, *_flags(words)], stdin=subprocess.PIPE, stdout=out)
         self.pid = process.pid
         self._close = weakref.finalize(self, _end, process)
         try:
@@ -149,6 +149,8 @@ def _flags(words: dict[str, Any]) -> list[str]:
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
+    assert process.stdin is not None
+    process.stdin.close()
     if process.poll() is None:
         process.terminate()
     try:
