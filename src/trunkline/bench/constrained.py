@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
 from statistics import median
 
@@ -50,9 +50,9 @@ FORCED = GrammarSpec(
     ),
     ordered=True,
 )
-_PRODUCT = [{"anyOf": [{"maxLength": i}, {"minLength": i + 9}]} for i in range(40)]
-_PATTERNS = [{"pattern": f"a.{{{i}}}b"} for i in range(10, 22)]
-_MEGABYTE = {f"p{i}{'x' * 90}": {"maxLength": i} for i in range(9000)}
+_PRODUCT: Sequence[object] = [{"anyOf": [{"maxLength": i}, {"minLength": i + 9}]} for i in range(40)]
+_PATTERNS: Sequence[object] = [{"pattern": f"a.{{{i}}}b"} for i in range(10, 22)]
+_MEGABYTE: Mapping[str, object] = {f"p{i}{'x' * 90}": {"maxLength": i} for i in range(9000)}
 HOSTILE: tuple[tuple[GrammarKind, str], ...] = (
     ("json_schema", '{"properties":{"a":' * 2000 + "{}" + "}}" * 2000),
     ("json_schema", json.dumps({"allOf": _PRODUCT})),
