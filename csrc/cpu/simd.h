@@ -42,8 +42,14 @@ INLINE V load_as(const void* from) {
 INLINE VF load(const float* from) { return load_as<VF>(from); }
 INLINE VF load(const uint16_t* from) { return (VF)(__builtin_convertvector(load_as<VH>(from), VU) << 16); }
 INLINE VF load(const int8_t* from) {
+#if defined(__AVX512F__)
+    return (VF)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)from)));
+#elif defined(__AVX2__)
+    return (VF)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i*)from)));
+#else
     typedef int8_t VB __attribute__((vector_size(W)));
     return __builtin_convertvector(__builtin_convertvector(load_as<VB>(from), VI), VF);
+#endif
 }
 INLINE VF splat(float value) {
 #if defined(__AVX512F__)
