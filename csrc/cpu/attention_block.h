@@ -181,12 +181,6 @@ INLINE VF put_weights(uint16_t* to, VF weights) {
 }
 #endif
 
-INLINE VI lanes() {
-    VI v;
-    for (int i = 0; i < W; i++) v[i] = i;
-    return v;
-}
-
 // What becomes of the products of a query and keys before they are weighed.
 struct Scoring {
     float factor;               // of scores, on the way to powers of two

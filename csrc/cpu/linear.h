@@ -45,35 +45,35 @@ INLINE void finish(const LinearArgs& args, long row, long column, long panel, co
         for (long i = 0; i < columns; i++) store_one(out + i, residual ? values[i] + widen(residual[i]) : values[i]);
 }
 
-// Join the columns from `column` on of a row's sums, `count` of them, with what is best so far.
-INLINE void keep_top(Top& top, const float* c, long column, long count) {
-    VF most = splat(-__builtin_inff()), zeros = {};
+// Join the columns from `column` on of a row's sums, `count` of them, with what is best so far. `mask`: null, or bits of
+// the columns that the row may choose; the others must be finite too.
+INLINE void keep_top(Top& top, const float* c, long column, long count, const uint32_t* mask) {
+    const VF hidden = splat(-__builtin_inff());
+    float seen[SLAB * PANEL];
+    VF most = hidden, zeros = {};
+    bool any = mask == nullptr;
     for (long i = 0; i < count; i += W) {
         VF v = load_some(c + i, count - i);
         zeros += v * 0.0f;  // NaN for what is not finite
-        if (count - i >= W) most = larger(most, v);
+        const VI lane = lanes() + int32_t(i);
+        VI may = lane < int32_t(count);
+        if (mask) {
+            const uint32_t bits = mask[(column + i) / 32] >> (column + i) % 32;
+            may &= (VI)((VU)splat_int(int32_t(bits)) >> (VU)lanes() & 1) != 0;
+            any = any || (bits & ((1u << W) - 1)) != 0;
+        }
+        v = may ? v : hidden;
+        store(seen + i, v);
+        most = larger(most, v);
     }
-    float best = largest(most);
-    for (long i = count / W * W; i < count; i++) best = c[i] > best ? c[i] : best;
     top.finite = top.finite && sum(zeros) == 0;
-    if (top.index >= 0 && !(best > top.value)) return;
+    const float best = largest(most);
+    if (!any || (top.index >= 0 && !(best > top.value))) return;
     for (long i = 0; i < count; i++)
-        if (c[i] == best) {
+        if (seen[i] == best) {
             top.value = best, top.index = int32_t(column + i);
             return;
         }
-}
-
-// The same among columns that the row may choose. Others must be finite too.
-INLINE void keep_allowed(Top& top, const float* c, long column, long count, const uint32_t* mask) {
-    float best = 0;
-    long at = -1;
-    for (long i = 0; i < count; i++) {
-        if (c[i] - c[i] != 0) top.finite = false;
-        const bool may = mask[(column + i) / 32] >> (column + i) % 32 & 1;
-        if (may && (at < 0 || c[i] > best)) best = c[i], at = i;
-    }
-    if (at >= 0 && (top.index < 0 || best > top.value)) top.value = best, top.index = int32_t(column + at);
 }
 
 // A thread's share of a product: x as `stage` leaves it.
@@ -103,10 +103,7 @@ struct Share {
             const float* of_row = c + r * width * PANEL;
             if (top) {
                 const long count = args.n - column < width * PANEL ? args.n - column : width * PANEL;
-                if (args.masks && args.masks[row + r])
-                    keep_allowed(top[row + r], of_row, column, count, args.masks[row + r]);
-                else
-                    keep_top(top[row + r], of_row, column, count);
+                keep_top(top[row + r], of_row, column, count, args.masks ? args.masks[row + r] : nullptr);
                 continue;
             }
             for (long p = 0; p < width; p += unit)

@@ -43,8 +43,6 @@ const char* row_of(const PackArgs& a, long part, long index, long size) {
     return nullptr;
 }
 
-}  // namespace
-
 // Ask for large pages: 500 times fewer page faults now, and fewer address look-ups whenever it is read.
 // A wish that may be refused.
 void want_large_pages(void* data, long bytes) {
@@ -52,6 +50,8 @@ void want_large_pages(void* data, long bytes) {
     const long inside = long(reinterpret_cast<uintptr_t>(data) + bytes - begin) / long(page) * long(page);
     if (inside > 0) madvise(reinterpret_cast<void*>(begin), inside, MADV_HUGEPAGE);
 }
+
+}  // namespace
 
 bool pack(const PackArgs& a) {
     const long size = a.bf16 ? 2 : 4, unit = a.bf16 ? 2 : 1, bytes = panel_bytes(a.k, a.format);

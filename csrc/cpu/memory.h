@@ -32,9 +32,6 @@ bool pack(const PackArgs& args);
 void unpack_rows(const void* panels, const Format& format, long n, long k, const int64_t* ids, long count, void* out,
                  int threads);
 
-// Ask for large pages where `data` lies, before it is touched. Whole ones inside it only; a system may have none.
-void want_large_pages(void* data, long bytes);
-
 // Rows of `row_bytes` each: out[i] = table[ids[i]].
 void gather_rows(const void* table, long row_bytes, const int64_t* ids, long count, void* out, int threads);
 

@@ -423,13 +423,6 @@ NB_MODULE(native, m) {
     m.def("embedding", call_embedding);
     m.def("packed_embedding", call_packed_embedding);
     m.def("store_kv", call_store_kv);
-    m.def("want_large_pages", [](nb::handle object) {
-        Tensor tensor("want_large_pages", "tensor", object);
-        EXPECT(tensor, tensor.dense(), "a dense tensor");
-        long bytes = tensor.element();
-        for (int i = 0; i < tensor.dims; i++) bytes *= tensor.size[i];
-        want_large_pages(tensor.data, bytes);
-    });
     m.def("check_plan", check_plan, nb::arg("q_start"), nb::arg("seq_lens"), nb::arg("page_table"), nb::arg("page_size"),
           nb::arg("num_slots"), nb::arg("tree_mask").none());
     bind_layers(m);

@@ -106,6 +106,11 @@ INLINE VI splat_int(int32_t value) {
     return VI{value, value, value, value};
 #endif
 }
+INLINE VI lanes() {
+    VI v;
+    for (int i = 0; i < W; i++) v[i] = i;
+    return v;
+}
 INLINE VF to_float(VI v) { return __builtin_convertvector(v, VF); }
 
 // acc + the sum of four products of unsigned and signed bytes in each lane, exactly.
