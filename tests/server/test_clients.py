@@ -158,6 +158,11 @@ def test_openai_refusals(user: openai.OpenAI) -> None:
         assert caught.value.param == param
 
 
+def test_the_formats_in_force_are_told(server: Server) -> None:
+    info = server.http.get("/model_info", headers={"authorization": "Bearer k"}).json()
+    assert (info["reasoning_parser"], info["tool_call_parser"]) == ("qwen3", "hermes")
+
+
 # ---------------------------------------------------------------------- anthropic
 CLAUDE_TOOL: Any = {"name": "get_weather", "description": "x", "input_schema": SCHEMA}
 

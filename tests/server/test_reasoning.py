@@ -202,3 +202,23 @@ async def test_parse_function_call_route(http: httpx.AsyncClient) -> None:
     assert (call["name"], json.loads(call["parameters"]), call["tool_index"]) == ("add", {"a": 1}, 0)
     response = await http.post("/parse_function_call", json={**body, "tool_call_parser": "x"})
     assert (response.status_code, response.json()["error"]["param"]) == (400, "tool_call_parser")
+
+
+async def test_harmony_from_end_to_end(tokenizer: Tokenizer, config: EngineConfig) -> None:
+    reply = f"<|channel|>analysis<|message|>Hm.<|end|>{HARMONY_CALL}"
+    tools = [{"type": "function", "function": {"name": "f"}}]
+    names = {"reasoning_parser": "gpt-oss", "tool_call_parser": "gpt-oss"}
+    async with app_with(tokenizer, config, reply, **names) as http:
+        choice = (await http.post(CHAT, json={**HI, "tools": tools})).json()["choices"][0]
+    message = choice["message"]
+    assert (message["reasoning_content"], message["content"], choice["finish_reason"]) == (
+        "Hm.",
+        None,
+        "tool_calls",
+    )
+    assert [call["function"] for call in message["tool_calls"]] == [{"name": "f", "arguments": "{}"}]
+    async with app_with(
+        tokenizer, config, f"<|channel|>analysis<|message|>Hm.<|end|>{FINAL}Yes.", **names
+    ) as http:
+        message = (await http.post(CHAT, json=HI)).json()["choices"][0]["message"]
+    assert (message["reasoning_content"], message["content"]) == ("Hm.", "Yes.")

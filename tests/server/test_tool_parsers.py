@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import random
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ import pytest
 from trunkline.config.flags import TOOL_CALL_PARSERS
 from trunkline.server.tools.formats import TOOL_FORMATS, parser_names, tool_format
 from trunkline.server.tools.parser import CallArguments, CallEnd, CallStart, Event, Tool, ToolParser
+from trunkline.text.reasoning import REASONING_FORMATS
 
 TOOLS = (
     Tool(
@@ -321,6 +323,11 @@ def test_own_ids_are_kept() -> None:
     text = next(text for name, text, _, _ in GOOD if name == "kimi_k2")
     ids = [event.id for event in parse("kimi_k2", [text]) if isinstance(event, CallStart)]
     assert ids == ["functions.get_weather:0", "functions.add:1"]
+
+
+def test_the_guide_knows_all_formats() -> None:
+    guide = (Path(__file__).parents[2] / "docs" / "tools.md").read_text("utf-8")
+    assert [name for name in (*parser_names(), *REASONING_FORMATS) if f"`{name}`" not in guide] == []
 
 
 def test_names_on_the_command_line() -> None:

@@ -16,6 +16,7 @@ from trunkline.metrics.prometheus import CONTENT_TYPE
 from trunkline.server.call import Json
 from trunkline.server.endpoint import Access, Endpoint, Parts
 from trunkline.server.http import json_response
+from trunkline.text.reasoning import name_of
 from trunkline.types import RequestError, SamplingParams
 
 PROBE_TIME = 20.0  # seconds in which /health_generate must have its token
@@ -111,6 +112,7 @@ class _Info:
 
     async def model_info(self, request: Request) -> Response:
         config = self._frontend.config.model
+        reasoning, tools = self._model.reasoning, self._model.tools
         return json_response(
             {
                 "model_path": config.path,
@@ -120,6 +122,8 @@ class _Info:
                 "is_generation": True,
                 "preferred_sampling_params": dict(self._model.defaults),
                 "weight_version": config.weight_version,
+                "reasoning_parser": None if reasoning is None else name_of(reasoning),
+                "tool_call_parser": None if tools is None else tools.names[0],
                 "load_format": config.load_format,
                 "has_image_understanding": False,
                 "has_audio_understanding": False,

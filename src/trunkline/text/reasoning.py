@@ -77,6 +77,11 @@ def reasoning_format(name: str, template: str = "") -> ReasoningFormat | None:
     return None
 
 
+def name_of(found: ReasoningFormat) -> str:
+    """The name of a format that `reasoning_format` gave."""
+    return next(name for name, own in REASONING_FORMATS.items() if replace(own, always=found.always) == found)
+
+
 @dataclass(frozen=True)
 class Reasoning:
     """What is known of the reasoning in a request's output. `inside`: it begins with it. `gates`: a grammar
