@@ -145,10 +145,11 @@ def test_kernels_report_every_shape(
 def test_the_scheduler_s_share_of_a_step(
     tiny: Path, capsys: pytest.CaptureFixture[str], temperature: str
 ) -> None:
-    words = ["bench", "scheduler", "--model-path", str(tiny), "--rows", "5", "--steps", "3", "--json"]
+    words = ["bench", "scheduler", "--model-path", str(tiny), "--rows", "40", "--steps", "3", "--json"]
+    words += ["--chunked-prefill-size", "48"]
     assert main([*words, "--temperature", temperature]) == 0
     result = json.loads(capsys.readouterr().out)
-    assert result["rows"] == 5 and result["steps"] == 3 and 0 < result["share"] < 1
+    assert result["rows"] == 40 and result["steps"] == 3 and 0 < result["share"] < 1
     assert 0 < result["beside_model_ms"] < result["step_ms"]
 
 

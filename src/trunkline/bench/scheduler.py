@@ -72,11 +72,16 @@ def sized(options: Options) -> Options:
     if options.max_running_requests is None:
         options = replace(options, max_running_requests=options.rows)
     if (options.max_total_tokens, options.kv_memory, options.mem_fraction_static) == (None, None, None):
-        pages = options.rows * ((options.input_len + options.steps + 8) // options.page_size + 2)
+        pages = options.rows * ((options.input_len + output_len(options)) // options.page_size + 2)
         options = replace(options, max_total_tokens=pages * options.page_size)
     if options.chunked_prefill_size is None and options.rows > 512:
         options = replace(options, chunked_prefill_size=options.rows)
     return options
+
+
+def output_len(options: Options) -> int:
+    """Enough for the first rows to decode still when the last begin: they share the steps' tokens."""
+    return options.steps + 8 * (options.input_len + 1)
 
 
 def measure(options: Options, resolved: Resolved) -> dict[str, object]:
@@ -89,7 +94,10 @@ def measure(options: Options, resolved: Resolved) -> dict[str, object]:
     kernels = worker.kernels = Timed(worker.kernels, "choose")
     prompts = random_prompts(options.rows, options.input_len, 0, ready.vocab_size, 0)
     params = SamplingParams(
-        temperature=options.temperature, max_new_tokens=options.steps + 8, ignore_eos=True, sampling_seed=1
+        temperature=options.temperature,
+        max_new_tokens=output_len(options),
+        ignore_eos=True,
+        sampling_seed=1,
     )
     for index, prompt in enumerate(prompts):
         for reply in core.handle(AddRequest(rid=str(index), token_ids=prompt, params=params)):
