@@ -12,7 +12,7 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from itertools import islice
-from typing import IO, Any
+from typing import Any
 
 import msgspec
 
@@ -80,14 +80,14 @@ class BatchRunner:
     def _lock(self, held: contextlib.ExitStack) -> bool:
         """Become the one that runs this model's batches, unless another process is."""
         name = hashlib.sha256(self._owner.encode()).hexdigest()[:16]
-        file: IO[bytes] = (self._storage.folder / f"runner-{name}.lock").open("wb")
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            file.close()
-            return False
-        held.enter_context(file)
-        return True
+        with contextlib.ExitStack() as opened:
+            try:
+                file = opened.enter_context((self._storage.folder / f"runner-{name}.lock").open("wb"))
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                return False
+            held.enter_context(opened.pop_all())
+            return True
 
     async def _look(self) -> None:
         try:

@@ -21,6 +21,7 @@ from trunkline.types import RequestError
 PURPOSES = ("batch", "user_data")
 UPLOAD_TIME = 900.0  # seconds in which an upload must have come
 MAX_FILE = 200 * 2**20  # bytes of a file; OpenAI's own bound
+MAX_UPLOADS = 4  # that come at once; each is kept in a temporary file until it is whole
 FORM = 65536  # bytes of an upload beside the file itself
 MAX_NAME = 512
 
@@ -47,6 +48,7 @@ def endpoints(parts: Parts) -> list[Endpoint]:
 class _Files:
     def __init__(self, parts: Parts) -> None:
         self._shared = parts.storage
+        self._uploads = asyncio.Semaphore(MAX_UPLOADS)
 
     @property
     def _storage(self) -> Storage:
@@ -63,7 +65,11 @@ class _Files:
             )
         bounded = Request(request.scope, self._bounded(request))
         try:
-            async with asyncio.timeout(UPLOAD_TIME), bounded.form(max_files=1, max_fields=8) as form:
+            async with (
+                asyncio.timeout(UPLOAD_TIME),
+                self._uploads,
+                bounded.form(max_files=1, max_fields=8) as form,
+            ):
                 source, purpose = self._checked(dict(form))
                 name = (source.filename or "file")[:MAX_NAME]
                 return json_response(await storage.run(storage.add_file, source.file, name, purpose))

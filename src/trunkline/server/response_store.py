@@ -63,7 +63,7 @@ class ResponseStore:
 
     def find_item(self, key: str) -> Json | None:
         """An item of some response's output or input, by its id."""
-        for entry in reversed(self._entries.values()):
+        for entry in reversed(list(self._entries.values())):
             items: list[Json] = [*entry.response["output"], *entry.items]
             for item in items:
                 if item.get("id") == key:

@@ -127,7 +127,7 @@ class Responses:
 
     async def create(self, request: Request) -> ASGIApp:
         body = await read_json(request)
-        call, background = self.parse(body)
+        call, background = await asyncio.to_thread(self.parse, body)  # what it continues may be long
         origin = origin_of(call, self._parts, request, body)
         if background:
             return await self._start(call, origin)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass
@@ -96,10 +97,7 @@ class EmbeddingsCall:
         cached = sum(chunk.cached_tokens for chunk in last)
         yield {
             "object": "list",
-            "data": [
-                {"object": "embedding", "index": index, "embedding": self._vector(chunk)}
-                for index, chunk in enumerate(last)
-            ],
+            "data": await asyncio.to_thread(self._data, last),  # long lists of numbers take their time
             "model": self.model.name,
             "usage": {
                 "prompt_tokens": tokens,
@@ -110,6 +108,12 @@ class EmbeddingsCall:
 
     def join(self, events: Sequence[Json]) -> Json:
         return events[-1]
+
+    def _data(self, chunks: Sequence[Chunk]) -> list[Json]:
+        return [
+            {"object": "embedding", "index": index, "embedding": self._vector(chunk)}
+            for index, chunk in enumerate(chunks)
+        ]
 
     def _vector(self, chunk: Chunk) -> list[float] | str:
         vector = unit_vector(chunk.embedding, self.dimensions)
