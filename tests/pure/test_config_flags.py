@@ -64,6 +64,8 @@ OTHER_VALUE = {
     "drain_timeout": "3",
     "chat_template": "file.jinja",
     "sampling_defaults": "openai",
+    "reasoning_parser": "qwen3",
+    "tool_call_parser": "hermes",
     "log_level": "error",
     "max_sessions": "7",
     "max_session_tokens": "1000",

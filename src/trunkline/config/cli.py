@@ -106,10 +106,14 @@ def help_text(usage: str, about: str, table: type, hide: Iterable[str] = ()) -> 
             continue
         words = ", ".join((spelling(attribute), *meta.aliases))
         entry = groups.setdefault(meta.group or "options", [])
-        entry.append(f"  {words}{'' if meta.kind == 'bool' else ' ' + _value_word(meta)}")
+        head = f"  {words}{'' if meta.kind == 'bool' else ' ' + _value_word(meta)}"
+        choices = ""
+        if len(head) > _WIDTH:
+            head, choices = f"  {words} NAME", f". One of {', '.join(meta.choices)}"
+        entry.append(head)
         default = defaults[attribute]
         note = "" if default in (None, False, MISSING) else f" (default: {default})"
-        entry.extend(_wrap(meta.help + note, 6))
+        entry.extend(_wrap(meta.help + choices + note, 6))
     own = [name for name in groups if name not in ENGINE_GROUPS]
     for group in (*own, *(name for name in ENGINE_GROUPS if name in groups)):
         entries = groups[group]
