@@ -12,7 +12,7 @@ BIN := $(VENV)/bin
 SETUP := $(PYTHON) tools/setup_env.py --venv $(VENV) --torch "$(TORCH)" --torch-index "$(TORCH_INDEX)"
 
 .DEFAULT_GOAL := help
-.PHONY: help env env-dev serve test test-slow test-gpu test-browser check check-native format docs sim soak bench train-model eval-model clean
+.PHONY: help env env-dev serve test test-slow test-gpu test-browser check check-native format docs sim soak fuzz bench train-model eval-model clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -65,6 +65,9 @@ sim: env-dev ## simulate 20,000 random configurations of scheduler and cache
 
 soak: env-dev ## 64 streaming clients that come and go for 2 minutes, against a server that runs already
 	@$(BIN)/python -m tests.soak $(ARGS)
+
+fuzz: env-dev ## 20,000 random calls of every route, drawn from the server's OpenAPI document
+	@$(BIN)/python -m tests.fuzz $(ARGS)
 
 bench: env ## benchmark the bundled model offline; ARGS="--json"
 	@$(BIN)/trunkline bench offline $(ARGS)

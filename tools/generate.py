@@ -13,11 +13,12 @@ from pathlib import Path
 
 from tests.pure.grammar.cases import keyword_table
 from tools.check.source import Source, read_sources
+from tools.errors import error_catalog
 from trunkline.cli import main as program
 from trunkline.config.compat import capability_table_markdown
 
 ROOT = Path(__file__).resolve().parent.parent
-BENCHMARKS = ("offline", "serving", "kernels", "grammar")
+BENCHMARKS = ("offline", "serving", "overhead", "kernels", "grammar")
 
 
 def module_map(sources: list[Source]) -> str:
@@ -81,6 +82,7 @@ def pages() -> Mapping[str, str]:
         "modules.md": module_map(read_sources(ROOT)),
         "capabilities.md": capability_table_markdown(),
         "cli.md": command_reference(),
+        "errors.md": error_catalog(read_sources(ROOT)),
         "structured-output.md": with_section("structured-output.md", "keywords", keyword_table()),
     }
 

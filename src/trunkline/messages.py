@@ -71,11 +71,37 @@ class GetSnapshot(msgspec.Struct, frozen=True, tag="look"):
     nodes: int = 240  # most edges of the radix tree that the answer may hold
 
 
+class StartProfile(msgspec.Struct, frozen=True, tag="profile", kw_only=True):
+    """Profile the steps from now on, `num_steps` of them or until StopProfile."""
+
+    call: str
+    folder: str
+    name: str
+    num_steps: int | None
+    activities: list[Literal["CPU", "GPU"]]
+    with_stack: bool
+    record_shapes: bool
+
+
+class StopProfile(msgspec.Struct, frozen=True, tag="stopprofile"):
+    call: str
+
+
 class Shutdown(msgspec.Struct, frozen=True, tag="shutdown"):
     """Stop the core: live requests are aborted and told so."""
 
 
-ToCore = AddRequest | Abort | EndSession | FlushCache | GetStats | GetSnapshot | Shutdown
+ToCore = (
+    AddRequest
+    | Abort
+    | EndSession
+    | FlushCache
+    | GetStats
+    | GetSnapshot
+    | StartProfile
+    | StopProfile
+    | Shutdown
+)
 
 
 class TokensOut(msgspec.Struct, frozen=True, tag="out", omit_defaults=True, kw_only=True):
@@ -179,6 +205,14 @@ class FlushDone(msgspec.Struct, frozen=True, tag="flushed"):
     message: str = ""
 
 
+class ProfileDone(msgspec.Struct, frozen=True, tag="profiled"):
+    """Answer to StartProfile and StopProfile. `message`: the file of the trace, or why not."""
+
+    call: str
+    ok: bool
+    message: str
+
+
 class Heartbeat(msgspec.Struct, frozen=True, tag="beat"):
     """Sent at least every second: `steps` grows while there is work, so health can mean progress (P10)."""
 
@@ -199,7 +233,7 @@ class Outputs(msgspec.Struct, frozen=True, tag="outs"):
     items: list[TokensOut]
 
 
-FromCore = Ready | Outputs | Stats | Snapshot | FlushDone | Heartbeat | Failed
+FromCore = Ready | Outputs | Stats | Snapshot | FlushDone | ProfileDone | Heartbeat | Failed
 
 encode = msgspec.msgpack.Encoder().encode
 decode_to_core = msgspec.msgpack.Decoder(ToCore).decode

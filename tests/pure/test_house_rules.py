@@ -74,8 +74,8 @@ SAMPLES = [
     (
         "field-count",
         CACHE,
-        "class AConfig:\n" + "    x: int\n" * 31 + "class EngineConfig:\n    a: AConfig\n    b: AConfig\n",
-        "class AConfig:\n" + "    x: int\n" * 30 + "class EngineConfig:\n    a: AConfig\n    b: AConfig\n",
+        "class AConfig:\n" + "    x: int\n" * 41 + "class EngineConfig:\n    a: AConfig\n    b: AConfig\n",
+        "class AConfig:\n" + "    x: int\n" * 40 + "class EngineConfig:\n    a: AConfig\n    b: AConfig\n",
     ),
     ("banned", CACHE, "import pickle", "import json"),
     ("banned", CACHE, "def f():\n    from dill import loads", "def f():\n    from json import loads"),

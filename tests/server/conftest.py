@@ -7,12 +7,13 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import httpx
+import msgspec
 import pytest
 import tokenizers
 from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
 
 from tests.server.fake_client import FakeClient
-from trunkline.config.schema import EngineConfig, ModelConfig, SchedulerConfig, ServerConfig
+from trunkline.config.schema import EngineConfig, ModelConfig, ObserveConfig, SchedulerConfig, ServerConfig
 from trunkline.engine.frontend import Frontend
 from trunkline.metrics.prometheus import Metrics
 from trunkline.server.call import ServedModel
@@ -94,9 +95,12 @@ def make_app(
     tokenizer: Tokenizer,
     config: EngineConfig,
     template: str | None = TEMPLATE,
+    observe: ObserveConfig | None = None,
     **defaults: float,
 ) -> Gate:
     """The whole application but for the core; `defaults` as from generation_config.json."""
+    if observe is not None:
+        config = msgspec.structs.replace(config, observe=observe)
     model = ServedModel(
         name="tiny",
         path="/models/tiny",
@@ -108,7 +112,7 @@ def make_app(
         reasoning=reasoning_format(config.server.reasoning_parser, template or ""),
         tools=tool_format(config.server.tool_call_parser, template or ""),
     )
-    return build_app(Frontend(client, tokenizer, config), model, Metrics("tiny"))
+    return build_app(Frontend(client, tokenizer, config), model, Metrics("tiny", config.observe))
 
 
 @pytest.fixture

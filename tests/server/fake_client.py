@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from trunkline.messages import (
     AddRequest,
     FlushDone,
+    ProfileDone,
     Ready,
     RequestState,
     Snapshot,
@@ -109,7 +110,7 @@ class FakeClient:
                 cached_tokens=self.cached,
                 embedding=self._vector(request) if at == len(parts) - 1 else b"",
                 forced=[index for index in self.forced if index < len(part)],
-                timing=Timing(now, now, now, now) if at == 0 else None,
+                timing=Timing(now, now, now, now, [(now, now, 3)] * request.trace) if at == 0 else None,
                 prefix_miss=MISS if at == 0 and request.explain_prefix != "no" else None,
                 finish=finish if at == len(parts) - 1 else None,
             )
@@ -179,6 +180,12 @@ class FakeClient:
         counters |= {"generated_tokens": 70.0, "computed_tokens": 90.0, "steps": 30.0}
         counters |= {"grammars": 2.0, "grammars_refused": 1.0}
         return Stats(call="x", gauges=gauges, counters=counters)
+
+    async def start_profile(self, *, folder: str, name: str, **fields: object) -> ProfileDone:
+        return ProfileDone("x", True, f"{folder}/{name}.trace.json")
+
+    async def stop_profile(self) -> ProfileDone:
+        return ProfileDone("x", True, "written")
 
     async def snapshot(self) -> Snapshot:
         self.looks += 1

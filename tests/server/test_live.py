@@ -144,6 +144,8 @@ def test_metrics_agree_with_the_core(server: Server) -> None:
 def test_information(server: Server) -> None:
     info = server.http.get("/server_info").json()
     assert info["server"]["api_key"] == "set" and info["ready"]["vocab_size"] > 0
+    assert info["startup_time"] > 0 and "--api-key '***'" in info["launch_command"]
+    assert info["internal_states"][0]["last_gen_throughput"] >= 0
     assert server.http.get("/health_generate").json() == {"status": "ok"}
     assert server.http.get("/model_info").json()["is_generation"] is True
 

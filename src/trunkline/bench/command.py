@@ -8,10 +8,11 @@ from importlib import import_module
 
 from trunkline.types import RequestError
 
-ABOUT = """usage: trunkline bench offline|serving|startup|scheduler|kernels|grammar [FLAGS]
+ABOUT = """usage: trunkline bench offline|serving|overhead|startup|scheduler|kernels|grammar [FLAGS]
 
   offline    an engine in this process: prompt and output tokens a second, latencies
   serving    a server under open-loop load: a running one (--url), or one started for the purpose
+  overhead   what the API server itself costs, with an engine that computes nothing
   startup    from the start of a server's process to its first token, and the memory that takes
   scheduler  what a step costs beside the model, with many rows
   kernels    single operations against the limits of this machine
@@ -26,9 +27,10 @@ def run(words: list[str]) -> int:
     if kind in ("-h", "--help"):
         sys.stdout.write(ABOUT)
         return 0
-    if kind not in ("offline", "serving", "startup", "scheduler", "kernels", "grammar"):
+    if kind not in ("offline", "serving", "overhead", "startup", "scheduler", "kernels", "grammar"):
         raise RequestError(
-            f"{kind!r} is no benchmark: choose offline, serving, startup, scheduler, kernels or grammar",
+            f"{kind!r} is no benchmark: choose offline, serving, overhead, startup, scheduler, kernels or "
+            "grammar",
             code="unknown_flag",
             param=kind,
         )

@@ -32,6 +32,7 @@ COMMANDS = (
         "write a model with random weights, for tests and benchmarks",
         "trunkline.cli.make_model",
     ),
+    Command("replay", "send the requests of a dump again and compare", "trunkline.cli.replay"),
     Command("bench", "measure: offline, serving, startup, kernels", "trunkline.bench.command"),
     Command("version", "print the version", "trunkline.cli.version"),
 )

@@ -8,13 +8,16 @@ with the nearest spelling if it looks like a slip.
 from __future__ import annotations
 
 import re
+import shlex
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, fields
+from pathlib import Path
 from typing import Any, TypeVar
 
 from trunkline.config.flags import ENGINE_GROUPS, Flag, Value, flags_of, spelling
 from trunkline.config.reference import ALWAYS_SO, REFUSED_VALUES, SAME_FLAG, refused_flags
+from trunkline.config.schema import SECRETS
 from trunkline.types import RequestError
 
 T = TypeVar("T")
@@ -36,6 +39,18 @@ def argv() -> list[str]:
 def shift_argv() -> str:
     """Take the first word after the program name away."""
     return sys.argv.pop(1)
+
+
+def launch_command() -> str:
+    """The command line of this process, without secrets."""
+    secrets = {spelling(name) for name in SECRETS}
+    shown = [Path(sys.argv[0]).name]
+    hide = False
+    for word in sys.argv[1:]:
+        name, equals, _ = word.partition("=")
+        shown.append("***" if hide else f"{name}=***" if equals and name in secrets else word)
+        hide = word in secrets
+    return shlex.join(shown)
 
 
 def parse(words: Sequence[str], table: type[T]) -> T:

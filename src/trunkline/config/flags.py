@@ -326,6 +326,30 @@ class Args:
         sets="server.watchdog_timeout", low=1.0, high=86400.0, group="server",
     )  # fmt: skip
 
+    log_format: str = flag(
+        "text", "text for people, or one JSON object a line", default="text", choices=("text", "json"),
+        sets="observe.log_format", group="observability",
+    )  # fmt: skip
+    log_requests: bool = flag(
+        "bool", "log each request and what came of it", sets="observe.log_requests", group="observability"
+    )
+    log_requests_level: int = flag(
+        "int", "0: ids and counts, 1: and parameters, 2: and the beginnings of prompts and outputs, 3: and "
+        "the whole of them", default=2, sets="observe.log_requests_level", low=0, high=3,
+        group="observability",
+    )  # fmt: skip
+    log_requests_format: str | None = flag(
+        "text", "of the lines of --log-requests. Default: as --log-format", choices=("text", "json"),
+        sets="observe.log_requests_format", group="observability",
+    )  # fmt: skip
+    crash_dump_folder: str | None = flag(
+        "text", "when the engine or the server dies, write the requests of the last 5 minutes there, for "
+        "`trunkline replay`", sets="observe.crash_dump_folder", metavar="FOLDER", group="observability",
+    )  # fmt: skip
+    crash_dump_prompts: bool = flag(
+        "bool", "dumps hold whole request bodies, prompts included; without it only their shapes",
+        sets="observe.crash_dump_prompts", group="observability",
+    )  # fmt: skip
     metrics_aliases: str = flag(
         "text", "export each metric a second time, under the name that dashboards for SGLang know",
         default="none", choices=("none", "sglang"), sets="observe.metrics_aliases", group="observability",
@@ -341,6 +365,23 @@ class Args:
     bucket_e2e_request_latency: str | None = flag(
         "text", "bounds of the histogram in seconds, separated by commas", sets="observe.request_buckets",
         metavar="LIST", group="observability",
+    )  # fmt: skip
+    allow_unknown_fields: bool = flag(
+        "bool", "ignore fields of a body that no route knows, naming them in the log and in the header "
+        "x-ignored-fields. Without it they are refused", sets="observe.allow_unknown_fields",
+        group="observability",
+    )  # fmt: skip
+    profile_folder: str | None = flag(
+        "text", "where /start_profile may write, and below. Default: the system's folder for temporary files",
+        sets="observe.profile_folder", metavar="FOLDER", group="observability",
+    )  # fmt: skip
+    enable_trace: bool = flag(
+        "bool", "send OpenTelemetry traces of each request; needs trunkline[otel]", sets="observe.trace",
+        group="observability",
+    )  # fmt: skip
+    otlp_traces_endpoint: str = flag(
+        "text", "host:port of the OTLP collector (gRPC)", default="localhost:4317",
+        sets="observe.otlp_endpoint", group="observability",
     )  # fmt: skip
     enable_prefix_miss_tokens: bool = flag(
         "bool", "prefix-miss reports show the cached tokens that a prompt differs from, which other clients "

@@ -12,11 +12,22 @@ from trunkline.types import RequestError
 
 def resolve_observe(args: Args) -> ObserveConfig:
     """Raises RequestError for a flag that can't be honored."""
+    requests_format = args.log_requests_format or args.log_format
     return ObserveConfig(
+        log_format="json" if args.log_format == "json" else "text",
+        log_requests=args.log_requests,
+        log_requests_level=args.log_requests_level,
+        log_requests_format="json" if requests_format == "json" else "text",
+        crash_dump_folder=args.crash_dump_folder,
+        crash_dump_prompts=args.crash_dump_prompts,
         metrics_aliases="sglang" if args.metrics_aliases == "sglang" else "none",
         first_token_buckets=_buckets(args, "bucket_time_to_first_token"),
         between_tokens_buckets=_buckets(args, "bucket_inter_token_latency"),
         request_buckets=_buckets(args, "bucket_e2e_request_latency"),
+        allow_unknown_fields=args.allow_unknown_fields,
+        profile_folder=args.profile_folder,
+        trace=args.enable_trace,
+        otlp_endpoint=args.otlp_traces_endpoint,
         prefix_miss_tokens=args.enable_prefix_miss_tokens,
     )
 

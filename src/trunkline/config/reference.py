@@ -268,15 +268,15 @@ _REFUSED: Mapping[str, str] = {
         --dynamic-batch-tokenizer-batch-timeout --enable-tokenizer-batch-encode
         --disable-tokenizer-batch-decode --warmups""",
     "this form of logging, tracing or debugging is not built yet; see /metrics and --log-level": """
-        --log-level-http --log-requests --log-requests-level --log-requests-format --log-requests-target
-        --uvicorn-access-log-exclude-prefixes --crash-dump-folder --show-time-cost --enable-mfu-metrics
+        --log-level-http --log-requests-target
+        --uvicorn-access-log-exclude-prefixes --show-time-cost --enable-mfu-metrics
         --enable-metrics-for-all-schedulers --load-snapshot-publish-interval
         --tokenizer-metrics-custom-labels-header --tokenizer-metrics-allowed-custom-labels
         --extra-metric-labels
         --prompt-tokens-buckets --generation-tokens-buckets
         --gc-warning-threshold-secs --decode-log-interval --enable-request-time-stats-logging
         --load-publish-endpoint --enable-forward-pass-metrics --forward-pass-metrics-worker-id
-        --forward-pass-metrics-ipc-name --enable-trace --trace-modules --otlp-traces-endpoint
+        --forward-pass-metrics-ipc-name --trace-modules
         --otlp-service-name --export-metrics-to-file --export-metrics-to-file-dir --stat-loggers
         --kv-canary --kv-canary-real-data --kv-canary-sweep-interval --debug-tensor-dump-output-folder
         --debug-tensor-dump-layers --debug-tensor-dump-input-file --forward-hooks --msprobe-dump-config

@@ -115,10 +115,20 @@ SECRETS = ("api_key", "admin_api_key", "ssl_keyfile_password")  # fields of Serv
 class ObserveConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What operators and users can look at."""
 
+    log_format: Literal["text", "json"] = "text"
+    log_requests: bool = False
+    log_requests_level: int = 2  # 0: counts, 1: + parameters, 2: + beginnings of texts, 3: + whole texts
+    log_requests_format: Literal["text", "json"] = "text"
+    crash_dump_folder: str | None = None
+    crash_dump_prompts: bool = False
     metrics_aliases: Literal["none", "sglang"] = "none"
     first_token_buckets: tuple[float, ...] = ()  # seconds; (): the built-in ones
     between_tokens_buckets: tuple[float, ...] = ()
     request_buckets: tuple[float, ...] = ()
+    allow_unknown_fields: bool = False
+    profile_folder: str | None = None  # profiles are written there or below; None: the system's temporary one
+    trace: bool = False
+    otlp_endpoint: str = "localhost:4317"
     prefix_miss_tokens: bool = False  # reports may show tokens of other requests' prompts
 
 

@@ -17,7 +17,7 @@ import uuid
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 import zmq
 import zmq.asyncio
@@ -36,10 +36,13 @@ from trunkline.messages import (
     GetStats,
     Heartbeat,
     Outputs,
+    ProfileDone,
     Ready,
     Shutdown,
     Snapshot,
+    StartProfile,
     Stats,
+    StopProfile,
     ToCore,
     TokensOut,
     decode_from_core,
@@ -47,12 +50,15 @@ from trunkline.messages import (
 )
 from trunkline.types import FinishReason, RequestError
 
+Answer = FlushDone | Stats | Snapshot | ProfileDone
+
 log = logging.getLogger(__name__)
 
 MAX_RESTARTS, RESTART_WINDOW = 3, 600.0  # deaths within so many seconds after which the core stays dead
 DUMP_TIME = 2.0  # seconds that a stalled core gets to write its stacks down
 STOP_TIME = 10.0  # seconds that a core gets to stop by itself
 CLOSED = "closed"
+CORE = "trunkline.engine.process"  # what a core's process runs
 
 
 @dataclass(frozen=True)
@@ -87,11 +93,12 @@ class EngineClient:
     def __init__(self, transport: Transport, watchdog_timeout: float) -> None:
         self.ready: Ready | None = None
         self.steps = 0
+        self.on_death: Callable[[str], object] = lambda reason: None  # told before its requests are
         self.fatal = asyncio.Event()  # set when the core stays dead
         self._transport = transport
         self._watchdog_timeout = watchdog_timeout
         self._streams: dict[str, asyncio.Queue[TokensOut | RequestError]] = {}
-        self._calls: dict[str, asyncio.Future[FlushDone | Stats | Snapshot]] = {}
+        self._calls: dict[str, asyncio.Future[Answer]] = {}
         self._problem: str | None = "starting"
         self._last_beat = time.monotonic()
         self._deaths: list[float] = []
@@ -100,9 +107,9 @@ class EngineClient:
         self._tasks: list[asyncio.Task[None]] = []
 
     @classmethod
-    async def launch(cls, config: EngineConfig) -> EngineClient:
-        """Start a core in a process of its own. Raises RequestError when it can't start."""
-        return await cls(ProcessTransport(config), config.server.watchdog_timeout)._start()
+    async def launch(cls, config: EngineConfig, module: str = CORE) -> EngineClient:
+        """Start a core in a process of its own, which runs `module`. Raises RequestError."""
+        return await cls(ProcessTransport(config, module), config.server.watchdog_timeout)._start()
 
     @classmethod
     async def in_process(cls, config: EngineConfig) -> EngineClient:
@@ -184,15 +191,43 @@ class EngineClient:
         assert isinstance(answer, Snapshot)
         return answer
 
-    async def _call(
-        self, kind: type[FlushCache] | type[GetStats] | type[GetSnapshot]
-    ) -> FlushDone | Stats | Snapshot:
+    async def start_profile(
+        self,
+        *,
+        folder: str,
+        name: str,
+        num_steps: int | None,
+        activities: list[Literal["CPU", "GPU"]],
+        with_stack: bool,
+        record_shapes: bool,
+    ) -> ProfileDone:
+        answer = await self._call(
+            lambda call: StartProfile(
+                call=call,
+                folder=folder,
+                name=name,
+                num_steps=num_steps,
+                activities=activities,
+                with_stack=with_stack,
+                record_shapes=record_shapes,
+            )
+        )
+        assert isinstance(answer, ProfileDone)
+        return answer
+
+    async def stop_profile(self) -> ProfileDone:
+        answer = await self._call(StopProfile)
+        assert isinstance(answer, ProfileDone)
+        return answer
+
+    async def _call(self, question: Callable[[str], ToCore]) -> Answer:
+        """`question` makes the message that is answered, from the name of the call."""
         self._require_alive()
         call = uuid.uuid4().hex
-        answer: asyncio.Future[FlushDone | Stats | Snapshot] = asyncio.get_running_loop().create_future()
+        answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         self._calls[call] = answer
         try:
-            await self._transport.send(kind(call))
+            await self._transport.send(question(call))
             return await answer
         finally:
             self._calls.pop(call, None)
@@ -227,6 +262,7 @@ class EngineClient:
             self._problem = self._failure.message if self._failure else reason
             if self.ready is not None:  # else the caller of launch is told
                 log.error("the engine core ended: %s", self._problem)
+                self.on_death(self._problem)
             self._fail_all()
             now = time.monotonic()
             self._deaths = [at for at in self._deaths if now - at < RESTART_WINDOW] + [now]
@@ -254,7 +290,7 @@ class EngineClient:
                     stream = self._streams.get(item.rid)
                     if stream is not None:
                         stream.put_nowait(item)
-            case Stats() | FlushDone() | Snapshot():
+            case Stats() | FlushDone() | Snapshot() | ProfileDone():
                 answer = self._calls.get(message.call)
                 if answer is not None and not answer.done():
                     answer.set_result(message)
@@ -278,8 +314,9 @@ class EngineClient:
 class ProcessTransport:
     """A core in a child process, over a socket in a private folder that is gone once both are connected."""
 
-    def __init__(self, config: EngineConfig) -> None:
+    def __init__(self, config: EngineConfig, module: str = CORE) -> None:
         self._config = config
+        self._module = module
         self._process: asyncio.subprocess.Process | None = None
         self._socket: zmq.asyncio.Socket | None = None
         self._folder: Path | None = None
@@ -297,7 +334,7 @@ class ProcessTransport:
         socket.bind(f"ipc://{path}")
         try:
             process = self._process = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "trunkline.engine.process", str(path), stdin=asyncio.subprocess.PIPE
+                sys.executable, "-m", self._module, str(path), stdin=asyncio.subprocess.PIPE
             )
             assert process.stdin is not None
             process.stdin.write(self._config.to_json() + b"\n")

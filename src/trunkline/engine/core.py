@@ -12,6 +12,7 @@ from collections import deque
 from typing import Any, Protocol
 
 from trunkline.engine.guidance import Guidance
+from trunkline.engine.profile import Profiler
 from trunkline.engine.steplog import StepLog
 from trunkline.messages import (
     Abort,
@@ -25,7 +26,9 @@ from trunkline.messages import (
     Outputs,
     Shutdown,
     Snapshot,
+    StartProfile,
     Stats,
+    StopProfile,
     ToCore,
     TokensOut,
 )
@@ -83,6 +86,7 @@ class EngineCore:
         self.depth = depth
         self.steps = 0
         self.steplog = StepLog()
+        self.profiler = Profiler()
         self.stopping = False
         self._in_flight: deque[tuple[StepPlan, PendingOutput]] = deque()
         self._failed_steps = 0
@@ -121,6 +125,8 @@ class EngineCore:
                 return [Stats(call=message.call, gauges=self.scheduler.gauges(), counters=self._counters())]
             case GetSnapshot():
                 return [self._snapshot(message)]
+            case StartProfile() | StopProfile():
+                return [self.profiler.handle(message)]
             case Shutdown():
                 self.stopping = True
                 reason = FinishReason(
@@ -191,6 +197,7 @@ class EngineCore:
             outputs += self.scheduler.refuse(request, reason)
         self._retire(self.depth if plan.rows else 0, outputs)
         self.steplog.record(plan, started)
+        self.profiler.stepped()
         return outputs
 
     def _retire(self, down_to: int, outputs: list[TokensOut]) -> None:

@@ -70,6 +70,7 @@ def completion_dict(one: Completion) -> dict[str, Any]:
         "completion_tokens": one.num_tokens,
         "cached_tokens": one.cached_tokens,
         "num_retractions": one.retractions,
+        "output_digest": f"{one.digest:08x}",
         "finish_reason": None if one.finish is None else finish_dict(one.finish, one.num_tokens),
         **({} if one.prefix_miss is None else {"prefix_miss": one.prefix_miss}),
     }

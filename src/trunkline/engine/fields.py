@@ -31,6 +31,10 @@ class Rule:
         """The value to use. Raises RequestError naming `name`."""
         return value
 
+    def schema(self) -> dict[str, Any]:
+        """JSON schema of what it accepts, null aside; it may accept less than that, never more."""
+        return {}
+
 
 @dataclass(frozen=True)
 class Number(Rule):
@@ -55,6 +59,14 @@ class Number(Rule):
                 f"{name} is {_short(value)}; it must be {self._range()}", code="out_of_range", param=name
             )
         return value if self.integer else float(value)
+
+    def schema(self) -> dict[str, Any]:
+        bounds: dict[str, Any] = {"type": "integer" if self.integer else "number"}
+        if self.low != -math.inf:
+            bounds["exclusiveMinimum" if self.above else "minimum"] = self.low
+        if self.high != math.inf:
+            bounds["maximum"] = self.high
+        return {"anyOf": [bounds, {"enum": list(self.also)}]} if self.also else bounds
 
     def _range(self) -> str:
         parts = [f"{bound:g}" if abs(bound) < 1e6 else f"{bound:.0f}" for bound in self.also]
@@ -86,6 +98,9 @@ class Text(Rule):
             )
         return value
 
+    def schema(self) -> dict[str, Any]:
+        return {"type": "string", "minLength": self.shortest, "maxLength": self.longest}
+
 
 @dataclass(frozen=True)
 class Flag(Rule):
@@ -95,6 +110,9 @@ class Flag(Rule):
         if not isinstance(value, bool):
             raise wrong_type(name, "true or false", value)
         return value
+
+    def schema(self) -> dict[str, Any]:
+        return {"type": "boolean"}
 
 
 @dataclass(frozen=True)
@@ -119,6 +137,11 @@ class Items(Rule):
             )
         return [self.of.read(item, f"{name}[{i}]") for i, item in enumerate(value)]
 
+    def schema(self) -> dict[str, Any]:
+        one = self.of.schema()
+        several = {"type": "array", "items": one, "minItems": self.fewest, "maxItems": self.most}
+        return {"anyOf": [one, several]} if self.bare else several
+
 
 @dataclass(frozen=True)
 class OneOf(Rule):
@@ -137,6 +160,9 @@ class OneOf(Rule):
             )
         return value
 
+    def schema(self) -> dict[str, Any]:
+        return {"type": "string", "enum": list(self.values)}
+
 
 @dataclass(frozen=True)
 class Object(Rule):
@@ -148,6 +174,9 @@ class Object(Rule):
         if not isinstance(value, dict):
             raise wrong_type(name, "an object", value)
         return value if self.fields is None else read_fields(self.fields, value, f"{name}.")
+
+    def schema(self) -> dict[str, Any]:
+        return {"type": "object"} if self.fields is None else object_schema(self.fields)
 
 
 @dataclass(frozen=True)
@@ -173,6 +202,14 @@ class LogitBias(Rule):
             bias[int(digits)] = Number(-100, 100).read(amount, f"{name}.{digits}")
         return bias
 
+    def schema(self) -> dict[str, Any]:
+        return {
+            "type": "object",
+            "propertyNames": {"pattern": "^[0-9]{1,10}$"},
+            "additionalProperties": {"type": "number", "minimum": -100, "maximum": 100},
+            "maxProperties": MAX_LOGIT_BIAS,
+        }
+
 
 @dataclass(frozen=True)
 class Unsupported(Rule):
@@ -188,6 +225,12 @@ class Unsupported(Rule):
         raise RequestError(
             f"{name} is not supported by this server{hint}", code="unsupported_field", param=name
         )
+
+    def schema(self) -> dict[str, Any]:
+        return {
+            "enum": [*self.neutral, None],
+            "description": "not supported: only values that ask for nothing",
+        }
 
 
 @dataclass(frozen=True)
@@ -226,6 +269,41 @@ def read_fields(table: Mapping[str, Rule], body: Mapping[str, Any], prefix: str 
         if not isinstance(rule, Unsupported):
             fields[name] = read
     return fields
+
+
+def object_schema(table: Mapping[str, Rule]) -> dict[str, Any]:
+    """JSON schema of an object with these fields. Null is as good as not given."""
+    properties = {name: _or_null(rule.schema()) for name, rule in table.items()}
+    return {"type": "object", "properties": properties, "additionalProperties": False}
+
+
+def _or_null(schema: dict[str, Any]) -> dict[str, Any]:
+    return schema if not schema or None in schema.get("enum", ()) else {"anyOf": [schema, {"type": "null"}]}
+
+
+def drop_unknown(
+    table: Mapping[str, Rule], body: Mapping[str, Any], prefix: str = ""
+) -> tuple[dict[str, Any], list[str]]:
+    """The body without fields that no rule knows, at any depth that a table describes, and their names."""
+    kept: dict[str, Any] = {}
+    dropped: list[str] = []
+    for name, value in body.items():
+        if name not in table:
+            dropped.append(f"{prefix}{name}"[:200])
+            continue
+        kept[name], below = _drop_below(table[name], value, f"{prefix}{name}")
+        dropped += below
+    return kept, dropped
+
+
+def _drop_below(rule: Rule, value: Any, name: str) -> tuple[Any, list[str]]:
+    if isinstance(value, dict):
+        table = getattr(getattr(rule, "of", rule), "fields", None)
+        return (value, []) if table is None else drop_unknown(table, value, f"{name}.")
+    if isinstance(value, list) and any(isinstance(one, dict) for one in value):
+        pairs = [_drop_below(getattr(rule, "of", rule), one, f"{name}[{i}]") for i, one in enumerate(value)]
+        return [one for one, _ in pairs], [below for _, names in pairs for below in names]
+    return value, []
 
 
 def wrong_type(name: str, wanted: str, value: Any) -> RequestError:

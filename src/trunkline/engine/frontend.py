@@ -13,7 +13,7 @@ import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import msgspec
 
@@ -24,7 +24,7 @@ from trunkline.engine.journal import Journal, Origin, Record
 from trunkline.engine.prefix_miss import miss_report
 from trunkline.engine.sessions import SessionRef, Sessions, Turn
 from trunkline.grammar.protocol import GrammarError
-from trunkline.messages import AddRequest, FlushDone, Ready, Snapshot, Stats, TokensOut
+from trunkline.messages import AddRequest, FlushDone, ProfileDone, Ready, Snapshot, Stats, TokensOut
 from trunkline.text.output import OutputText
 from trunkline.text.reasoning import Reasoning, ReasoningMeter, ReasoningSplitter
 from trunkline.text.tokenizer import Tokenizer
@@ -68,6 +68,17 @@ class CoreClient(Protocol):
     async def flush_cache(self) -> FlushDone: ...
     async def stats(self) -> Stats: ...
     async def snapshot(self) -> Snapshot: ...
+    async def start_profile(
+        self,
+        *,
+        folder: str,
+        name: str,
+        num_steps: int | None,
+        activities: list[Literal["CPU", "GPU"]],
+        with_stack: bool,
+        record_shapes: bool,
+    ) -> ProfileDone: ...
+    async def stop_profile(self) -> ProfileDone: ...
 
 
 @dataclass(frozen=True, kw_only=True)

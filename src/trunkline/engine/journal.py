@@ -7,11 +7,10 @@ is written here and nowhere else; observers are told and only read.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import struct
 import time
+import zlib
 from collections import OrderedDict
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
     from trunkline.engine.frontend import Chunk, GenerationRequest, Prepared
 
 KEPT_CALLS = 2048  # finished ones that can be asked about
-KEPT_BYTES = 64 * 2**20  # of bodies and outputs of finished calls, where these are kept
+KEPT_BYTES = 64 * 2**20  # that all of them may take, about
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +58,7 @@ class Prompt:
 
 @dataclass(eq=False, slots=True)
 class Completion:
-    """One output so far. Times are on the monotonic clock. `token_ids` and `text` are kept only on demand."""
+    """One output so far. Times are on the monotonic clock."""
 
     prompt: int
     num_tokens: int = 0
@@ -73,13 +72,8 @@ class Completion:
     timing: Timing | None = None
     prefix_miss: dict[str, Any] | None = None
     detokenize: float = 0.0  # seconds, of calls that are traced
-    token_ids: list[int] = field(default_factory=list)
-    text: list[str] = field(default_factory=list)
-
-    def digest(self) -> str:
-        """Of the token ids: equal outputs have equal ones."""
-        data = struct.pack(f"<{len(self.token_ids)}q", *self.token_ids)
-        return hashlib.blake2b(data, digest_size=16).hexdigest()
+    digest: int = 0  # CRC-32 of its token ids in decimal, each with a comma behind it
+    text: list[str] = field(default_factory=list)  # while it runs, on demand
 
 
 @dataclass(eq=False)
@@ -90,7 +84,7 @@ class Record:
     received: float  # Unix time
     started: float  # monotonic clock
     traced: bool = False
-    keeps_output: bool = False
+    keeps_text: bool = False
     prompts: list[Prompt] = field(default_factory=list)
     completions: list[Completion] = field(default_factory=list)
     usage: Usage = field(default_factory=lambda: Usage(1))
@@ -112,9 +106,8 @@ class Record:
         return self.prompts[0].rid if self.prompts else self.origin.request_id
 
     def size(self) -> int:
-        """Bytes of what is kept of bodies and outputs, about."""
-        outputs = sum(8 * len(one.token_ids) + sum(map(len, one.text)) for one in self.completions)
-        return self.origin.size + outputs
+        """Bytes of what is kept of it, about."""
+        return self.origin.size + 512 * (1 + len(self.prompts) + len(self.completions))
 
 
 class Observer(Protocol):
@@ -134,7 +127,9 @@ class Journal:
 
     def __init__(self, keep: int = KEPT_CALLS) -> None:
         self.observers: tuple[Observer, ...] = ()
-        self.keeps_content = False  # bodies and outputs of ended calls stay, within KEPT_BYTES
+        self.keeps_texts = False  # outputs are collected while their calls run
+        # What is left of the bodies of ended calls, if anything.
+        self.keeps_bodies: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None
         self.trace = False  # ask the core for step times
         self._keep = keep
         self._live: dict[str, Record] = {}  # by each of their prompts' ids
@@ -145,7 +140,7 @@ class Journal:
 
     def begin(self, origin: Origin) -> Record:
         """A call has arrived. It must reach `watch`, or `refused`."""
-        return Record(origin, time.time(), time.monotonic(), self.trace, self.keeps_content)
+        return Record(origin, time.time(), time.monotonic(), self.trace, self.keeps_texts)
 
     def refused(self, record: Record, error: RequestError) -> None:
         """A call ended before it ran, or its end is known better than `watch` could."""
@@ -212,9 +207,11 @@ class Journal:
                 del self._live[prompt.rid]
         for observer in self.observers:
             observer.over(record)
-        if not self.keeps_content:
-            record.origin = dataclasses.replace(record.origin, body={}, size=0)
-            record.texts.clear()
+        kept = {} if self.keeps_bodies is None else self.keeps_bodies(record.origin.body)
+        record.origin = dataclasses.replace(record.origin, body=kept, size=record.origin.size if kept else 0)
+        record.texts.clear()
+        for completion in record.completions:
+            completion.text.clear()
         self._serial += 1
         self._ended[self._serial] = record
         self._bytes += record.size()
@@ -243,8 +240,9 @@ def _note(record: Record, completion: Completion, chunk: Chunk, now: float) -> N
     if chunk.finish is not None:
         completion.finish, completion.ended = chunk.finish, now
         completion.detokenize = chunk.detokenize
-    if record.keeps_output:
-        completion.token_ids += chunk.token_ids
+    for token in chunk.token_ids:
+        completion.digest = zlib.crc32(b"%d," % token, completion.digest)
+    if record.keeps_text:
         completion.text.append(chunk.text)
 
 

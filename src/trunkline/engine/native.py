@@ -68,6 +68,12 @@ class Prompts(Rule):
             self.ids and isinstance(value, list) and bool(value) and all(type(item) is int for item in value)
         )
 
+    def schema(self) -> dict[str, Any]:
+        ids = {"type": "array", "items": {"type": "integer"}, "minItems": 1}
+        one = [{"type": "string"}] * self.texts + [ids] * self.ids
+        several = {"type": "array", "items": {"anyOf": one}, "minItems": 1, "maxItems": MAX_BATCH}
+        return {"anyOf": [*one, several]}
+
 
 @dataclass(frozen=True)
 class PerPrompt(Rule):
@@ -92,6 +98,10 @@ class PerPrompt(Rule):
         if not isinstance(value, list):
             return False
         return not isinstance(self.of, Items) or any(isinstance(item, list) for item in value)
+
+    def schema(self) -> dict[str, Any]:
+        one = self.of.schema()
+        return {"anyOf": [one, {"type": "array", "items": {"anyOf": [one, {"type": "null"}]}}]}
 
 
 SESSION_ID = Text(longest=256, shortest=1)

@@ -30,6 +30,7 @@ from trunkline.engine.native import (
     join_answers,
     parse_call,
 )
+from trunkline.engine.profiling import PROFILE_FIELDS, start_profile, stop_profile
 from trunkline.engine.scoring import ScoreResult, parse_score, scores_of
 from trunkline.engine.vectors import check_dimensions, parse_encode, vectors_of
 from trunkline.text.chat_template import ChatTemplate
@@ -59,7 +60,7 @@ class Engine:
         scheduler = msgspec.structs.replace(
             resolved.config.scheduler, max_queued=INT32_MAX
         )  # callers are bound
-        observe = msgspec.structs.replace(resolved.config.observe, prefix_miss_tokens=True)  # all are his own
+        observe = msgspec.structs.replace(resolved.config.observe, prefix_miss_tokens=True)
         self.config = msgspec.structs.replace(resolved.config, scheduler=scheduler, observe=observe)
         self.tokenizer = Tokenizer.load(self.config.model.tokenizer_path or self.config.model.path)
         folder, server = self.config.model.tokenizer_path or self.config.model.path, self.config.server
@@ -269,6 +270,15 @@ class Engine:
     def abort_request(self, rid: str = "", abort_all: bool = False) -> None:
         """End a request, or all; their answers have finish reason "abort"."""
         self._wait(self._client.abort_all() if abort_all else self._frontend.abort(rid))
+
+    def start_profile(self, **fields: Any) -> str:
+        """Profile steps from now on; `fields` are those of POST /start_profile. Returns the trace's path."""
+        checked = read_fields(PROFILE_FIELDS, fields)
+        return self._wait(start_profile(self._client, self.config.observe, checked))
+
+    def stop_profile(self) -> str:
+        """End the profile and write it, a Chrome trace. Returns its path."""
+        return self._wait(stop_profile(self._client))
 
     def effective_parameters(self, rid: str) -> dict[str, Any]:
         """Which parameters a request had, and why each; `rid` is its own, or its answer's `meta_info.id`.

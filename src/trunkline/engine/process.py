@@ -28,6 +28,7 @@ from trunkline.config.schema import EngineConfig
 from trunkline.engine.core import EngineCore
 from trunkline.engine.guidance import Compiler, Guidance, LateCompiler
 from trunkline.engine.leftovers import remove_dead_socket
+from trunkline.engine.logs import set_up_logging
 from trunkline.messages import Failed, FromCore, Heartbeat, Outputs, Ready, ToCore, decode_to_core, encode
 from trunkline.scheduler.scheduler import Scheduler
 from trunkline.text.tokenizer import Tokenizer
@@ -153,6 +154,7 @@ def serve(config: EngineConfig, channel: Channel, *, own_process: bool = False) 
         channel.send(Failed(f"the engine core failed: {error!r}", "core_failed"))
         return False
     finally:
+        core.profiler.close()
         core.guidance.close()
     return True
 
@@ -210,9 +212,7 @@ def _end_with_parent(folder: Path, uds: str | None) -> None:
 
 def main(path: str) -> int:
     config = EngineConfig.from_json(sys.stdin.buffer.readline())
-    logging.basicConfig(
-        level=config.server.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-    )
+    set_up_logging(config.server.log_level, config.observe.log_format)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)  # the frontend drains first, then says when
     faulthandler.register(signal.SIGUSR1)  # the watchdog's wish, before it kills

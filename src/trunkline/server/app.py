@@ -10,7 +10,7 @@ import signal
 import socket
 import ssl
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from types import FrameType
 from typing import Any
 
@@ -24,6 +24,7 @@ from trunkline.config.schema import EngineConfig
 from trunkline.engine.client import EngineClient
 from trunkline.engine.fields import SAMPLING_FIELDS, read_fields
 from trunkline.engine.frontend import Frontend
+from trunkline.engine.logs import set_up_logging
 from trunkline.metrics.prometheus import Metrics
 from trunkline.server.call import ServedModel
 from trunkline.server.endpoint import Job
@@ -43,16 +44,17 @@ _MODEL_DEFAULTS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty
 log = logging.getLogger(__name__)
 
 
-def run_server(resolved: Resolved) -> None:
+Launch = Callable[[EngineConfig], Coroutine[Any, Any, EngineClient]]
+
+
+def run_server(resolved: Resolved, launch: Launch = EngineClient.launch) -> None:
     """Serve until SIGTERM or SIGINT; requests in progress then get --drain-timeout to finish. A second signal
     ends at once.
 
     Raises RequestError when the server can't start, or when its engine died and stays dead.
     """
     config = resolved.config
-    logging.basicConfig(
-        level=config.server.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-    )
+    set_up_logging(config.server.log_level, config.observe.log_format)
     started = time.monotonic()
     tls = tls_context(config.server)
     with listening(config.server) as listener:
@@ -62,27 +64,34 @@ def run_server(resolved: Resolved) -> None:
                 shown_address(config.server, listener),
             )
         try:
-            uvloop.run(_serve(config, listener, tls, started))
+            uvloop.run(_serve(config, listener, tls, started, launch))
         except asyncio.CancelledError:
             log.info("stopped while starting")
 
 
 async def _serve(
-    config: EngineConfig, listener: socket.socket, tls: ssl.SSLContext | None, started: float
+    config: EngineConfig, listener: socket.socket, tls: ssl.SSLContext | None, started: float, launch: Launch
 ) -> None:
     with _cancelled_by_signals():
-        client, model = await _start(config)
+        client, model = await _start(config, launch)
     server, jobs = None, list[asyncio.Task[None]]()
     try:
         frontend = Frontend(client, model.tokenizer, config)
         app = build_app(frontend, model, Metrics(model.name, config.observe))
+        client.on_death = app.dumper.crashed
         jobs = [asyncio.create_task(_lasting(job)) for job in app.jobs]
         server = _DrainingServer(app.with_cors(), frontend, tls)
         address, seconds = shown_address(config.server, listener), time.monotonic() - started
+        app.startup["seconds"] = round(seconds, 3)
         print(f"Trunkline is ready: {address} serves {model.name} ({seconds:.1f} s)", flush=True)
         watch = asyncio.create_task(_stop_when_dead(client, server))
-        await server.serve(sockets=[listener])
+        try:
+            await server.serve(sockets=[listener])
+        except Exception as error:
+            app.dumper.crashed(f"the server failed: {error!r}")
+            raise
         watch.cancel()
+        app.dumper.flush()
         if client.fatal.is_set():
             raise RequestError(client.health.reason, code="engine_dead", status=503)
     finally:
@@ -100,9 +109,9 @@ async def _lasting(job: Job) -> None:
         log.exception("a job of the server ended")
 
 
-async def _start(config: EngineConfig) -> tuple[EngineClient, ServedModel]:
+async def _start(config: EngineConfig, launch: Launch) -> tuple[EngineClient, ServedModel]:
     """The engine loads its weights while the text layer loads here; what fails first ends both."""
-    engine = asyncio.create_task(EngineClient.launch(config))
+    engine = asyncio.create_task(launch(config))
     for _ in range(2):  # its own turn and that of the task it makes, which starts the process
         await asyncio.sleep(0)
     try:

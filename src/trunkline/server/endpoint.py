@@ -15,11 +15,13 @@ from starlette.requests import Request
 from starlette.routing import compile_path
 from starlette.types import ASGIApp
 
+from trunkline.engine.dump import Dumper
 from trunkline.engine.fields import Rule
 from trunkline.engine.frontend import Frontend
 from trunkline.metrics.prometheus import Metrics
 from trunkline.server.call import ServedModel
 from trunkline.server.http import error_body
+from trunkline.server.request_log import RequestLog
 from trunkline.server.storage import Storage
 from trunkline.types import RequestError
 
@@ -43,6 +45,9 @@ class Parts:
     frontend: Frontend
     model: ServedModel
     metrics: Metrics
+    request_log: RequestLog
+    dumper: Dumper
+    startup: dict[str, float] = field(default_factory=dict)  # seconds, when the server has started
     storage: Storage | None = None
     jobs: list[Job] = field(default_factory=list)
 

@@ -6,24 +6,26 @@ from __future__ import annotations
 import hashlib
 import hmac
 import logging
+import re
 import time
 import uuid
-from collections.abc import Callable, Iterable, Sequence
-from urllib.parse import urlsplit
+from collections.abc import Callable, Iterable
+from urllib.parse import quote, urlsplit
 
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from trunkline.config.schema import ServerConfig
-from trunkline.metrics.prometheus import Metrics
-from trunkline.server.endpoint import Access, Endpoint, Found, Job, RouteTable
+from trunkline.server.endpoint import Access, Endpoint, Found, Parts, RouteTable
 from trunkline.server.http import error_body, error_response, internal_error
 from trunkline.types import RequestError
 
 CLIENT_GONE = 499  # status in the log of a request whose client left
 PREFLIGHT_TIME = 600  # seconds that a browser may remember what it is allowed
 
+_SANE_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
+
+log = logging.getLogger(__name__)
 access_log = logging.getLogger("trunkline.access")
 
 
@@ -83,22 +85,43 @@ def _keys_in(headers: Iterable[tuple[bytes, bytes]]) -> list[bytes]:
     return found[:4]
 
 
+def _dropped(scope: Scope) -> list[tuple[bytes, bytes]]:
+    """A header that names the fields which were left out of a body (--allow-unknown-fields)."""
+    names = scope.get("dropped_fields")
+    if not names:
+        return []
+    log.warning(
+        "request %s: unknown fields are ignored: %s", scope["request_id"], ", ".join(map(repr, names[:20]))
+    )
+    return [(b"x-ignored-fields", quote(", ".join(names[:20]), safe=", .[]").encode()[:2000])]
+
+
+def _request_id(headers: Iterable[tuple[bytes, bytes]]) -> str:
+    """The client's own, if it can stand in a log as it is, else a new one."""
+    for name, value in headers:
+        if name == b"x-request-id" and _SANE_ID.fullmatch(value):
+            return value.decode()
+    return uuid.uuid4().hex
+
+
 class Gate:
     """The ASGI application. Keys come first, for unknown routes too."""
 
     def __init__(
         self,
         endpoints: Iterable[Endpoint],
-        config: ServerConfig,
-        metrics: Metrics,
-        jobs: Sequence[Job] = (),
+        parts: Parts,
     ) -> None:
-        """`jobs`: what is to run beside the requests; whoever serves the application starts and ends them."""
+        """`parts.jobs` run beside the requests; whoever serves the application starts and ends them."""
         self.table = RouteTable(endpoints)
-        self.jobs = tuple(jobs)
-        self._config = config
+        self.jobs = tuple(parts.jobs)
+        self._config = config = parts.frontend.config.server
         self._keys = Keys(config.api_key, config.admin_api_key)
-        self._metrics = metrics
+        self._metrics = parts.metrics
+        self.frontend = parts.frontend
+        self.dumper = parts.dumper
+        self.startup = parts.startup
+        self._lenient = parts.frontend.config.observe.allow_unknown_fields
         self._active = 0  # requests in progress, but those to open routes
 
     def with_cors(self) -> ASGIApp:
@@ -118,16 +141,20 @@ class Gate:
         if scope["type"] != "http":
             return  # nothing else is served; the server closes it
         started, status = time.monotonic(), 0
-        request_id = scope["request_id"] = uuid.uuid4().hex
+        request_id = scope["request_id"] = _request_id(scope["headers"])
         scope["max_body"] = self._config.max_body
         method, path = scope["method"], self._path(scope)
         found = self.table.find(method, path)
+
+        if self._lenient and found.endpoint is not None:
+            scope["lenient_fields"] = found.endpoint.fields
 
         async def send_noting(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message["headers"] = [*message.get("headers", ()), (b"x-request-id", request_id.encode())]
+                extra = [(b"x-request-id", request_id.encode()), *_dropped(scope)]
+                message["headers"] = [*message.get("headers", ()), *extra]
             await send(message)
 
         self._metrics.http_started()
@@ -142,7 +169,11 @@ class Gate:
                 self._metrics.http_ended(method, found.endpoint.path, status)
             client = scope.get("client") or ("-", 0)
             millis = (time.monotonic() - started) * 1000
-            access_log.info("%s %r %d %.1fms %s", client[0], f"{method} {path}", status, millis, request_id)
+            fields = {"client": client[0], "method": method, "path": path, "status": status}
+            access_log.info(
+                "%s %r %d %.1fms %s", client[0], f"{method} {path}", status, millis, request_id,
+                extra={"fields": {**fields, "millis": round(millis, 3), "request_id": request_id}},
+            )  # fmt: skip
 
     def _path(self, scope: Scope) -> str:
         path, prefix = str(scope["path"]), self._config.root_path

@@ -13,7 +13,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Receive
 
-from trunkline.engine.fields import Rule, read_fields
+from trunkline.engine.fields import Rule, drop_unknown, read_fields
 from trunkline.engine.frontend import RETRY_AFTER
 from trunkline.grammar.protocol import GrammarError
 from trunkline.types import RequestError
@@ -43,7 +43,11 @@ async def read_json(request: Request) -> dict[str, Any]:
         raise _bad_json("it nests too deeply, or a number has too many digits") from None
     if not isinstance(body, dict):
         raise RequestError("the body must be a JSON object", code="invalid_type")
-    return body
+    lenient = request.scope.get("lenient_fields")
+    if lenient is None:
+        return body
+    known, request.scope["dropped_fields"] = drop_unknown(lenient, body)
+    return known
 
 
 async def read_body(request: Request, table: Mapping[str, Rule]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from trunkline import __version__
+from trunkline.config.cli import launch_command
 from trunkline.engine.frontend import GenerationRequest
 from trunkline.messages import Stats
 from trunkline.metrics.prometheus import CONTENT_TYPE
@@ -49,6 +50,7 @@ class _Info:
         self._frontend = parts.frontend
         self._model = parts.model
         self._metrics = parts.metrics
+        self._startup = parts.startup
 
     # ------------------------------------------------------------------ health and metrics
     async def health(self, request: Request) -> Response:
@@ -132,7 +134,16 @@ class _Info:
 
     async def server_info(self, request: Request) -> Response:
         stats = await self._stats()
-        states = {} if stats is None else {**stats.gauges, **stats.counters}
+        states: dict[str, float] = {}
+        if stats is not None:
+            states = {**stats.gauges, **stats.counters}
+            states["last_gen_throughput"] = self._metrics.gen_throughput(stats)
         return json_response(
-            {"version": __version__, **self._frontend.describe(), "internal_states": [states]}
+            {
+                "version": __version__,
+                **self._frontend.describe(),
+                "launch_command": launch_command(),
+                "startup_time": self._startup.get("seconds"),
+                "internal_states": [states],
+            }
         )

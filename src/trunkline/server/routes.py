@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from trunkline.engine.dump import Dumper
 from trunkline.engine.frontend import Frontend
 from trunkline.metrics.prometheus import Metrics
 from trunkline.server import (
@@ -17,9 +18,11 @@ from trunkline.server import (
     insight,
     live,
     messages,
+    observing,
     ollama,
     page,
     parsing,
+    profile,
     responses,
     scores,
     sessions,
@@ -29,7 +32,10 @@ from trunkline.server import (
 from trunkline.server.call import ServedModel
 from trunkline.server.endpoint import Endpoint, Parts
 from trunkline.server.gate import Gate
+from trunkline.server.openapi import openapi_endpoint
+from trunkline.server.request_log import RequestLog
 from trunkline.server.storage import Storage
+from trunkline.server.tracing import tracing_of
 
 MODULES = (
     page,
@@ -50,19 +56,30 @@ MODULES = (
     control,
     live,
     insight,
+    observing,
+    profile,
 )
 
 
 def all_endpoints(parts: Parts) -> list[Endpoint]:
     """A module of routes is added to MODULES, nowhere else."""
-    return [endpoint for module in MODULES for endpoint in module.endpoints(parts)]
+    endpoints = [endpoint for module in MODULES for endpoint in module.endpoints(parts)]
+    return [*endpoints, openapi_endpoint(endpoints)]
 
 
 def build_app(frontend: Frontend, model: ServedModel, metrics: Metrics) -> Gate:
     """The ASGI application."""
-    frontend.journal.observers = (metrics,)
-    config = frontend.config.server
-    keeps = config.file_storage_path and config.file_storage_bytes
-    storage = Storage(Path(config.file_storage_path), config.file_storage_bytes) if keeps else None
-    parts = Parts(frontend=frontend, model=model, metrics=metrics, storage=storage)
-    return Gate(all_endpoints(parts), config, metrics, parts.jobs)
+    journal, config = frontend.journal, frontend.config
+    request_log, dumper = RequestLog(journal, config.observe), Dumper(config, journal)
+    tracing = tracing_of(config, journal)
+    journal.observers = (metrics, request_log, dumper, *(() if tracing is None else (tracing,)))
+    path, size = config.server.file_storage_path, config.server.file_storage_bytes
+    parts = Parts(
+        frontend=frontend,
+        model=model,
+        metrics=metrics,
+        request_log=request_log,
+        dumper=dumper,
+        storage=Storage(Path(path), size) if path and size else None,
+    )
+    return Gate(all_endpoints(parts), parts)
