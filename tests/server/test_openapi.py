@@ -75,8 +75,11 @@ async def test_what_the_schema_excludes_is_refused_by_name(
     others = {"text": "hi"} if isinstance(rule, PerPrompt) else {}  # it is read when the prompts are known
     for value in bad_values(rule):
         response = await http.request(endpoint.methods[0], endpoint.path, json={**others, name: value})
-        error = response.json()["error"]
         assert response.status_code == 400, (value, response.text)
+        error = response.json()["error"]
+        if isinstance(error, str):  # Ollama's have nothing but a text
+            assert name in error
+            continue
         assert (error["param"] or "").split(".")[0].split("[")[0] == name, (value, error)
         if isinstance(rule, Unsupported):
             assert error["code"] == "unsupported_field", value
@@ -92,8 +95,12 @@ def test_most_fields_have_values_that_are_refused() -> None:
 async def test_unknown_fields_are_refused_by_name(http: httpx.AsyncClient, endpoint: Endpoint) -> None:
     for method in endpoint.methods:
         response = await http.request(method, endpoint.path, json={"temprature": 1})
+        assert response.status_code == 400
         error = response.json()["error"]
-        assert (response.status_code, error["code"], error["param"]) == (400, "unknown_field", "temprature")
+        if isinstance(error, str):
+            assert "'temprature' is no field of this request" in error
+        else:
+            assert (error["code"], error["param"]) == ("unknown_field", "temprature")
 
 
 async def test_the_document_describes_every_route(http: httpx.AsyncClient, app: Gate) -> None:
