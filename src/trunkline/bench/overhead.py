@@ -83,7 +83,7 @@ def _server(options: Options) -> Iterator[tuple[int, psutil.Process]]:
         yield port, psutil.Process(server.pid)
     finally:
         server.terminate()
-        server.wait(30)
+        server.communicate(timeout=30)
 
 
 def _body(options: Options, tokens: int) -> tuple[str, bytes]:
