@@ -287,7 +287,7 @@ def test_reasoning_of_an_unknown_family(fake: FakeBackend) -> None:
     def think(s: Any) -> None:
         s += sgl.separate_reasoning(sgl.gen("a"), model_type="nothing")
 
-    with pytest.raises(RequestError, match="model_type is 'nothing'; it must be one of deepseek-r1"):
+    with pytest.raises(RequestError, match="model_type is 'nothing'; it must be one of gpt-oss"):
         think.run().text()
 
 
