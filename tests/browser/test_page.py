@@ -157,6 +157,24 @@ def test_reasoning_is_shown_apart(page: Any) -> None:
     expect(answer.locator(".reasoning .md")).not_to_be_empty()
 
 
+def test_what_was_in_force_and_a_seed_that_repeats_it(page: Any) -> None:
+    page.get_by_role("spinbutton", name="Temperature").fill("2")
+    answer = say(page, "Tell me a story.")
+    answer.get_by_role("button", name="What was in force").click()
+    rows = answer.locator(".in-force tr")
+    expect(rows.filter(has_text="Temperature")).to_contain_text("asked for")
+    seed = rows.filter(has_text="Seed").locator("td").first.inner_text()
+    assert int(seed) > 2**40
+    with page.expect_request("**/v1/chat/completions") as sent:
+        page.get_by_role("spinbutton", name="Seed").fill(seed)
+        page.get_by_role("button", name="Another answer").click()
+    assert f'"seed":{seed},' in sent.value.post_data  # every digit of it
+    expect(page.get_by_label("Branch 2 of 2")).to_be_visible()
+    again = page.locator(".message.assistant .md").inner_text()
+    page.get_by_role("button", name="The branch before").click()
+    assert page.locator(".message.assistant .md").inner_text() == again
+
+
 def test_a_schema_binds_the_answer_and_the_result_is_checked(page: Any) -> None:
     page.get_by_role("checkbox", name="JSON schema").check()
     area = page.get_by_role("textbox", name="Schema that the answer must fit")
@@ -181,6 +199,9 @@ def test_tool_calls_are_cards_that_take_results(page: Any) -> None:
     roles = [message["role"] for message in json.loads(sent.value.post_data)["messages"]]
     assert roles == ["user", "assistant", "tool"]
     expect(page.locator(".message.assistant").last.locator(".md")).to_contain_text("21")
+    page.get_by_role("combobox", name="Calls").select_option("required")
+    answer = say(page, "Hello!")
+    expect(answer.locator(".call")).to_contain_text("get_weather")
 
 
 def test_the_token_view(page: Any) -> None:

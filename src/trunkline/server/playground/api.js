@@ -4,6 +4,7 @@ import { button, h, icon } from "./dom.js";
 
 const KEY = "trunkline.key";
 const BASE = new URL("./", document.baseURI);
+const LARGE_SEED = /"(seed|sampling_seed)":"(-?\d+)"/g; // kept as text up to here: a number would lose digits
 const listeners = new Set();
 let reachable = "checking"; // "up", "down", "dead", "key", "checking"
 
@@ -53,7 +54,7 @@ async function send(path, { body, signal, method } = {}) {
     response = await fetch(new URL(path, BASE), {
       method: method ?? (body === undefined ? "GET" : "POST"),
       headers: headers(body === undefined ? {} : { "content-type": "application/json" }),
-      body: body === undefined ? undefined : JSON.stringify(body),
+      body: body === undefined ? undefined : JSON.stringify(body).replace(LARGE_SEED, '"$1":$2'),
       signal,
     });
   } catch (error) {
@@ -72,6 +73,8 @@ async function send(path, { body, signal, method } = {}) {
 }
 
 export const get = async (path, options) => (await send(path, options)).json();
+// Integers of more than 15 digits as text, since numbers here can't hold them.
+export const getExact = async (path) => JSON.parse((await (await send(path)).text()).replace(/([:[,]\s*)(-?\d{16,})(?=\s*[,}\]])/g, '$1"$2"'));
 export const post = async (path, body, options) => (await send(path, { ...options, body })).json();
 
 // Yields the parsed events of a stream. What is cut off on the way is an error, never a short answer.

@@ -4,6 +4,7 @@ import { answerBody, copyButton, errorOf, figures } from "./answer.js";
 import { ApiError } from "./api.js";
 import { Conversation } from "./conversation.js";
 import { announce, button, copyText, eachFrame, grow, h, icon, keepingFocus, s } from "./dom.js";
+import { inForce } from "./force.js";
 import { generate, promptTokens } from "./generation.js";
 import { settingsForm } from "./panel.js";
 import { clean, load, save, schemaOf, slim, toLink } from "./settings.js";
@@ -103,6 +104,7 @@ export function chatView(about, shared) {
       regenerate(node.parent);
     };
     const parts = [h("div", { class: "body" }, answerBody(one, { look: view.look, schema: node.schema, prompt: view.prompt, facts: run.figures }), view.problem && errorOf({ error: view.problem }))];
+    if (view.force) parts.push(view.force);
     if (run.error) parts.push(errorOf({ error: Object.assign(new ApiError(run.error.status ?? 0, run.error), { name: run.error.name }) }, retry));
     if (!node.running && one.calls.length && !node.children.length) parts.push(resultsForm(node));
     if (!node.running || run.figures.completion) parts.push(figures(run, one));
@@ -123,6 +125,7 @@ export function chatView(about, shared) {
       "div", { class: "actions" },
       count > 1 && h("span", { class: "branches num" }, button("left", "The branch before", () => step(-1), { kind: "small", disabled: at === 0 }), h("span", { "aria-label": `Branch ${at + 1} of ${count}` }, `${at + 1}/${count}`), button("right", "The next branch", () => step(1), { kind: "small", disabled: at === count - 1 })),
       tokens,
+      own && node.run?.figures?.id && button("sliders", "What was in force", () => showForce(node, view), { kind: "small", "aria-pressed": String(Boolean(view.force)) }),
       own && button("again", "Another answer", () => regenerate(node.parent), { kind: "small" }),
       node.role !== "tool" && button("edit", own ? "Edit, as a new branch" : "Edit and ask again", () => edit(node, view), { kind: "small" }),
       copyButton(() => (own ? node.answer.text : node.content)),
@@ -142,6 +145,11 @@ export function chatView(about, shared) {
       }
       view.update();
     }
+  }
+
+  async function showForce(node, view) {
+    view.force = view.force ? null : await inForce(node.run.figures.id).catch((error) => errorOf({ error }));
+    view.update();
   }
 
   function regenerate(parent) {

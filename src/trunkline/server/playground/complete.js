@@ -1,14 +1,15 @@
 // A text, and how the model goes on with it: no chat template, POST /generate.
 
 import { answerBody, copyButton, errorOf, figures } from "./answer.js";
-import { announce, button, copyText, eachFrame, grow, h } from "./dom.js";
+import { announce, button, copyText, eachFrame, grow, h, keepingFocus } from "./dom.js";
+import { inForce } from "./force.js";
 import { generate, promptTokens } from "./generation.js";
 import { settingsForm } from "./panel.js";
 import { clean, load, save, schemaOf, slim, toLink } from "./settings.js";
 
 export function completeView(about, shared) {
   const settings = shared ? clean(shared.settings) : load("complete", {});
-  let running = null, look = "text", last = null, prompt = null;
+  let running = null, look = "text", last = null, prompt = null, force = null;
   const input = h("textarea", { rows: 6, class: "document", "aria-label": "Text to go on with", placeholder: "Begin a text; the model goes on with it", value: String(shared?.prompt ?? "") });
   const output = h("div", { class: "outputs", "aria-live": "off" });
   const go = h("button", { type: "button", class: "button main" });
@@ -23,16 +24,22 @@ export function completeView(about, shared) {
         look === "text" && !schema
           ? h("div", { class: "continuation" }, shown.length === 1 && h("span", { class: "given" }, last.text), one.text || (!one.done ? "" : "∅"), !one.done && h("span", { class: "caret" }))
           : h("div", { class: "body" }, answerBody(one, { look, schema, prompt: at ? null : prompt, facts: run.figures })),
-        one.done && h("div", { class: "actions" }, copyButton(() => one.text)),
+        at === 0 && force,
+        one.done && h("div", { class: "actions" }, at === 0 && button("sliders", "What was in force", showForce, { kind: "small", "aria-pressed": String(Boolean(force)) }), copyButton(() => one.text)),
       ),
     );
     output.replaceChildren(...blocks, errorOf(run, () => start()) ?? "", run.answers.length ? figures(run, run.answers[0]) : "");
   }
 
+  async function showForce() {
+    force = force ? null : await inForce(last.run.figures.id).catch((error) => errorOf({ error }));
+    keepingFocus(output, show);
+  }
+
   async function start() {
     if (running) return running.abort();
     const text = input.value, controller = (running = new AbortController());
-    prompt = null;
+    prompt = force = null;
     state();
     try {
       const schema = schemaOf(settings);

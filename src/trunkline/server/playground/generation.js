@@ -37,6 +37,7 @@ class Run {
     const seconds = (this.last - this.first) / 1000;
     return {
       ...this.usage,
+      id: this.id,
       completion: made,
       ttft: this.first === null ? null : (this.first - this.started) / 1000,
       speed: made > this.answers.length && seconds > 0 ? (made - this.answers.length) / seconds : null,
@@ -48,6 +49,7 @@ class Run {
 async function runChat(run, settings, messages, signal) {
   const body = { ...chatBody(settings, messages), stream: true, stream_options: { include_usage: true } };
   for await (const event of stream("v1/chat/completions", body, signal)) {
+    run.id ??= event.id;
     if (event.usage) {
       run.usage = {
         prompt: event.usage.prompt_tokens,
@@ -83,6 +85,7 @@ async function runChat(run, settings, messages, signal) {
 async function runRaw(run, settings, text, signal) {
   const made = [];
   for await (const event of stream("generate", { ...rawBody(settings, text), stream: true }, signal)) {
+    run.id ??= event.meta_info.id;
     const index = event.index ?? 0, one = run.at(index), meta = event.meta_info;
     if (event.output_ids.length) run.tick();
     one.text = event.text;

@@ -1,7 +1,7 @@
 // The form of a settings object. Each field shows the server's default until it is changed.
 
 import { button, grow, h, icon } from "./dom.js";
-import { bounds, GROUPS, PARAMETERS } from "./settings.js";
+import { bounds, GROUPS, PARAMETERS, SEED } from "./settings.js";
 
 const SCHEMA = `{
   "type": "object",
@@ -79,6 +79,7 @@ function parameter(settings, name, changed, raw) {
   const set = (text, from) => {
     const value = Number(text);
     if (text === "" || !Number.isFinite(value)) delete settings.params[name];
+    else if (name === "sampling_seed" && SEED.test(text) && !Number.isSafeInteger(value)) settings.params[name] = text;
     else settings.params[name] = range ? Number(value.toFixed(4)) : Math.round(value);
     if (from !== box) box.value = settings.params[name] ?? "";
     box.setCustomValidity("");

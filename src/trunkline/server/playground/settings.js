@@ -30,6 +30,7 @@ export const PARAMETERS = {
   sampling_seed: ["Seed", "seed", "The same seed gives the same answer; empty draws one", 1, null],
   n: ["Answers", "n", "So many at once, from one prompt", 1, null],
 };
+export const SEED = /^-?\d{1,19}$/;
 export const GROUPS = [
   ["Sampling", ["temperature", "top_p", "top_k", "min_p", "sampling_seed"]],
   ["Length", ["max_new_tokens", "min_new_tokens", "n"]],
@@ -70,7 +71,7 @@ export function clean(given) {
   }
   settings.params = {};
   for (const [name, value] of Object.entries(given.params ?? {})) {
-    if (name in PARAMETERS && typeof value === "number" && Number.isFinite(value)) settings.params[name] = value;
+    if (name in PARAMETERS && (Number.isFinite(value) || (name === "sampling_seed" && SEED.test(value)))) settings.params[name] = value;
   }
   settings.stop = settings.stop.filter((one) => typeof one === "string").slice(0, 32);
   if (!["default", "on", "off"].includes(settings.thinking)) settings.thinking = "default";
