@@ -34,7 +34,7 @@ def live(page: Any) -> None:
     page.get_by_role("navigation").get_by_role("link", name="Live").click()
     page.get_by_role("button", name="Send eight prompts that begin alike").click()
     page.locator(".tree .request").nth(3).wait_for()
-    page.wait_for_timeout(500)
+    page.wait_for_timeout(150)  # what is new has grown to its place
 
 
 def main() -> None:

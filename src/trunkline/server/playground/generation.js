@@ -34,14 +34,14 @@ class Run {
   }
   get figures() {
     const made = this.usage.completion ?? this.answers.reduce((sum, one) => sum + one.tokens.length, 0);
-    const seconds = (this.last - this.first) / 1000;
+    const spread = (this.last - this.first) / 1000, total = (this.last - this.started) / 1000;
+    const rate = spread > 0.02 ? (made - this.answers.length) / spread : made / total; // a burst says nothing
     return {
       ...this.usage,
       id: this.id,
       completion: made,
       ttft: this.first === null ? null : (this.first - this.started) / 1000,
-      speed: made > this.answers.length && seconds > 0 ? (made - this.answers.length) / seconds : null,
-      total: this.last === null ? null : (this.last - this.started) / 1000,
+      speed: made > this.answers.length && total > 0 ? rate : null,
     };
   }
 }
