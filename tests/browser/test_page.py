@@ -408,7 +408,7 @@ def test_the_keyboard_alone_is_enough(page: Any) -> None:
     expect(page.locator(".message.assistant .actions")).to_be_visible()
     page.keyboard.press("Shift+Tab")  # from the text box back to the answer's last button
     expect(page.get_by_role("button", name="Delete from here").last).to_be_focused()
-    for _ in range(4):
+    for _ in range(5):
         page.keyboard.press("Shift+Tab")
     expect(page.get_by_role("button", name="Show the tokens")).to_be_focused()
     page.keyboard.press("Enter")
