@@ -75,8 +75,11 @@ struct Top {
 INLINE long num_panels(long n, bool gated) { return (n + PANEL - 1) / PANEL * (gated ? 2 : 1); }
 INLINE long packed_bytes(long n, long k, bool gated, const Format& f) { return num_panels(n, gated) * panel_bytes(k, f); }
 // Activations as the kernels read them; with whole numbers a scale and a sum for each row and group.
+INLINE long staged_bytes(long m, long k, const Format& f) {
+    return (m + 15) / 16 * 16 * ((padded_k(k, f) + 63) / 64 * 64) * 4;  // tiles take 16 rows and 64 bytes at once
+}
 INLINE long linear_staging_bytes(long m, long k, const Format& f) {
-    return m * padded_k(k, f) * 4 + 64 + (is_whole(f) ? m * scale_groups(k, f) * 8 : 0);
+    return staged_bytes(m, k, f) + 64 + (is_whole(f) ? m * scale_groups(k, f) * 8 : 0);
 }
 // Panels in the slab of panel p, of `panels`.
 INLINE long slab_width(long p, long panels) { return panels - p / SLAB * SLAB < SLAB ? panels - p / SLAB * SLAB : SLAB; }
@@ -214,5 +217,7 @@ namespace portable { extern const Operations operations; }
 namespace avx2 { extern const Operations operations; }
 namespace avx512 { extern const Operations operations; }
 namespace avx512bf16 { extern const Operations operations; }
+namespace amx { extern const Operations operations; }
+constexpr long MAX_ISAS = 5;
 
 }  // namespace trunkline

@@ -136,10 +136,10 @@ struct Worker {
     // Returns the bytes in use.
     long lay_out(char* const begin) {
         char* at = begin;
-        q = (X*)carve(at, g.rows * g.dim * sizeof(X));
+        q = (X*)carve(at, (g.rows + SPARE<X>) * g.dim * sizeof(X));
         total = (float*)carve(at, g.rows * g.dim * 4);
         running = (float*)carve(at, g.rows * 8);
-        scores = (float*)carve(at, g.rows * BLOCK * 4);
+        scores = (float*)carve(at, (g.rows + SPARE<X>) * BLOCK * 4);
         stats = (float*)carve(at, g.rows * 8);
         scales = (float*)carve(at, g.rows * 8);
         place = (int32_t*)carve(at, g.rows * 4);
@@ -274,6 +274,12 @@ struct Worker {
         }
     }
 
+    // Keys [first, last) as panels, whole steps of a product with values.
+    static void panels_of(long first, long last, long& from, long& to) {
+        constexpr long STEP = PANEL * KEY_STEP<X>;
+        from = first / STEP * KEY_STEP<X>, to = (last + STEP - 1) / STEP * KEY_STEP<X>;
+    }
+
     // Keys that any of rows [row, row + some) sees, as panels; false: none.
     bool seen(long row, long some, long& from, long& to) const {
         from = BLOCK, to = 0;
@@ -282,8 +288,9 @@ struct Worker {
             from = low[r] < from ? low[r] : from;
             to = high[r] > to ? high[r] : to;
         }
-        from = from / PANEL, to = (to + PANEL - 1) / PANEL;
-        return from < to;
+        if (from >= to) return false;
+        panels_of(from, to, from, to);
+        return true;
     }
 
     // How this head's scores become weights.
@@ -304,17 +311,18 @@ struct Worker {
     float factor() const { return (a.soft_cap != 0 ? 1 : a.scale) * 1.44269504f; }
 
     void score(long head, long turn, const Scoring& how) {
-        const long panel_from = now->first / PANEL, panel_to = (now->last + PANEL - 1) / PANEL;
-        const long last_slab = (panel_to - 1) / SLAB, count = active_end - active, groups = num_groups(count);
+        long panel_from, panel_to;
+        panels_of(now->first, now->last, panel_from, panel_to);
+        const long last_slab = (panel_to - 1) / SLAB, count = active_end - active, turns = num_turns<X>(count);
         for (long slab = panel_from / SLAB; slab <= last_slab; slab++) {
             auto here = [&](long p) { return p < slab * SLAB ? 0 : p > slab * SLAB + SLAB ? SLAB : p - slab * SLAB; };
             pack_block_keys(head, slab, here(panel_from), here(panel_to));
-            for (long n = 0; n < groups; n++) {
-                const long row = active + group_begin(count, n), some = active + group_begin(count, n + 1) - row;
+            for (long n = 0; n < turns; n++) {
+                const long row = active + turn_begin<X>(count, n), some = active + turn_begin<X>(count, n + 1) - row;
                 long from, to;
                 if (!seen(row, some, from, to)) from = to = 0;
                 if (here(from) < here(to))
-                    multiply_rows(some, q + (turn * padded + row) * g.dim, g.dim, keys + here(from) * LINE, SLAB,
+                    multiply_turn(some, q + (turn * padded + row) * g.dim, g.dim, keys + here(from) * LINE, SLAB,
                                   here(to) - here(from), g.dim / unit_of<X>,
                                   scores + row * BLOCK + slab * SPAN + here(from) * PANEL, BLOCK);
                 if (slab != last_slab) continue;
@@ -336,16 +344,15 @@ struct Worker {
         if (!seen(row, some, from, to)) return;
         const X* weights = (const X*)(scores + row * BLOCK) + from * PANEL;
         const long line = from * PANEL / unit_of<X>, lines = (to - from) * PANEL / unit_of<X>;
-        float part[MAX_ROWS * SPAN];
+        alignas(LINE) float part[AT_ONCE<X> * SPAN];
         for (long d = 0; d < g.dim; d += SPAN) {
             const long columns = g.dim - d < SPAN ? g.dim - d : SPAN;
             const char* slab = values + d * BLOCK * long(sizeof(X)) + line * columns * 4;
-            float* to = kept ? kept + row * g.dim + d : part;
-            const long ldc = kept ? g.dim : SPAN;
-            multiply_rows(some, weights, BLOCK * unit_of<X>, slab, columns / PANEL, columns / PANEL, lines, to, ldc);
-            if (kept) continue;
+            multiply_turn(some, weights, BLOCK * unit_of<X>, slab, columns / PANEL, columns / PANEL, lines, part, SPAN);
             for (long r = 0; r < some; r++)
-                if (low[row + r] < high[row + r])
+                if (kept)
+                    __builtin_memcpy(kept + (row + r) * g.dim + d, part + r * SPAN, columns * 4);
+                else if (low[row + r] < high[row + r])
                     add_part(total + (turn * padded + row + r) * g.dim + d, part + r * SPAN, scales[row + r],
                              scales[padded + row + r], columns);
         }
@@ -361,12 +368,14 @@ struct Worker {
     }
 
     void add_values(long head, long turn, float* kept) {
-        const long from = now->first / PANEL * PANEL, to = (now->last + PANEL - 1) / PANEL * PANEL;
+        long from, to;
+        panels_of(now->first, now->last, from, to);
+        from *= PANEL, to *= PANEL;
         if (!spoiled(head)) {
             pack_block_values(head, from, to, 0, BLOCK);
             const long count = active_end - active;
-            for (long n = 0, groups = num_groups(count); n < groups; n++)
-                add_rows(turn, active + group_begin(count, n), group_begin(count, n + 1) - group_begin(count, n), kept);
+            for (long n = 0, turns = num_turns<X>(count); n < turns; n++)
+                add_rows(turn, active + turn_begin<X>(count, n), turn_begin<X>(count, n + 1) - turn_begin<X>(count, n), kept);
             return;
         }
         for (long r = active; r < active_end; r++) {
@@ -493,6 +502,7 @@ static void attend(const AttentionArgs& a) {
     make_items(a, g, items, count, work);
 #pragma omp parallel num_threads(threads) if (threads > 1)
     {
+        const typename SetupIf<on_tiles<X>>::Type setup(16);
         Worker<X, T> worker(a, g, base + item_bytes + omp_get_thread_num() * room);
         worker.clear_edge();
         worker.parts = (float*)(base + item_bytes + threads * room);

@@ -4,7 +4,7 @@
 // values as 64 columns of the head (the sums run over the keys). Keys that nobody may see are zeros there.
 #pragma once
 
-#include "micro.h"
+#include "tiles.h"
 #include "transpose.h"
 
 namespace trunkline {
@@ -49,6 +49,42 @@ static void micro_rows(const X* x, long stride, const char* w, long step, long l
         for (int i = 0; i < NP * NV; i++) store(c + r * ldc + i * W, acc[r][i]);
 }
 
+// Whether products of X take tiles: then for any number of rows, so that all sums have the same order.
+template <class X>
+#if defined(TRUNKLINE_TILES)
+constexpr bool on_tiles = sizeof(X) == 2;
+#else
+constexpr bool on_tiles = false;
+#endif
+template <class X>
+constexpr long AT_ONCE = on_tiles<X> ? 32 : MAX_ROWS;  // rows that are multiplied together
+template <class X>
+constexpr long SPARE = on_tiles<X> ? 32 : 0;  // rows that may be read and written beyond those
+template <class X>
+constexpr long KEY_STEP = on_tiles<X> ? 2 : 1;  // panels of keys that a product with values takes at once
+
+template <bool TILES>
+struct SetupIf {
+    typedef NoSetup Type;
+};
+#if defined(TRUNKLINE_TILES)
+template <>
+struct SetupIf<true> {
+    typedef TileSetup Type;
+};
+#endif
+
+// Turns of rows, and where turn n begins.
+template <class X>
+INLINE long num_turns(long rows) {
+    return on_tiles<X> ? (rows + AT_ONCE<X> - 1) / AT_ONCE<X> : num_groups(rows);
+}
+template <class X>
+INLINE long turn_begin(long rows, long n) {
+    if (!on_tiles<X>) return group_begin(rows, n);
+    return n * AT_ONCE<X> < rows ? n * AT_ONCE<X> : rows;
+}
+
 // Up to MAX_ROWS rows times panels [0, panels) of a slab that is `width` panels wide.
 template <class X, int MR = MAX_ROWS>
 static void multiply_rows(long rows, const X* x, long stride, const char* w, long width, long panels, long lines,
@@ -64,6 +100,20 @@ static void multiply_rows(long rows, const X* x, long stride, const char* w, lon
         micro_rows<X, MR, NP>(x, stride, w + p * LINE, width * LINE, lines, c + p * PANEL, ldc);
     for (; p < panels; p++)
         micro_rows<X, MR, 1>(x, stride, w + p * LINE, width * LINE, lines, c + p * PANEL, ldc);
+}
+
+// The same for up to AT_ONCE rows, by what X takes.
+template <class X>
+INLINE void multiply_turn(long rows, const X* x, long stride, const char* w, long width, long panels, long lines, float* c,
+                          long ldc) {
+#if defined(TRUNKLINE_TILES)
+    if constexpr (on_tiles<X>) {
+        Fetch nothing{nullptr, nullptr, 0, false};
+        const TileInput from{(const char*)x, stride * 2, LINE, TILE_HEIGHT * stride * 2};
+        return turn_tiles<TilePairs>((rows + 15) / 16, from, w, width, panels, lines / TILE_LINES, false, c, ldc, nothing);
+    }
+#endif
+    multiply_rows(rows, x, stride, w, width, panels, lines, c, ldc);
 }
 
 // W units of a key: a float32, a pair of bfloat16, four whole numbers.

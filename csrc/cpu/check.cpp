@@ -305,6 +305,7 @@ void check_all(int threads) {
                         if (gated && n == 33) check_linear(m, n, k, bf16, bf16, true, threads, Gate::gelu);
                         if (gated && n == 33) check_linear(m, n, k, bf16, bf16, true, threads, Gate::gelu_tanh);
                     }
+        if (bf16) check_linear(700, 17, 1500, bf16, bf16, false, threads);  // several blocks of rows for tiles
         for (long m : {1, 7, 97})
             for (long n : {5, 90})
                 for (long k : {6, 300})
@@ -332,7 +333,7 @@ void check_all(int threads) {
 }  // namespace
 
 int main() {
-    const Operations* all[4];
+    const Operations* all[MAX_ISAS];
     const long count = available(all);
     for (long i = 0; i < count; i++) {
         use(all[i]->name);

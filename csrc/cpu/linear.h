@@ -12,7 +12,9 @@ namespace trunkline {
 namespace TRUNKLINE_ISA {
 
 constexpr long ROW_BLOCK = 96;         // rows whose sums are kept at hand while a slab is read
+constexpr long TILE_BLOCK = 64;        // the same for tiles: sums, a stretch and two groups of rows fit the first cache
 constexpr long SERIAL_WORK = 1 << 15;  // weights x rows below which threads cost more than they save
+constexpr long TILE_AHEAD = 16384;     // bytes between weights in use and those that tiles fetch meanwhile
 
 INLINE VF activate(VF x, Gate gate) {
     return gate == Gate::silu ? silu(x) : gate == Gate::gelu ? gelu(x) : gelu_tanh(x);
@@ -76,28 +78,75 @@ INLINE void keep_top(Top& top, const float* c, long column, long count, const ui
         }
 }
 
-// A thread's share of a product: x as `stage` leaves it.
+// How rows are cut. Sums of up to AT_HAND rows are at hand while a slab is read. Kinds with tiles let larger blocks
+// pass a slab, as many rows as stay in the second cache: their arithmetic would outrun memory.
+template <class Kind>
+struct Rows {
+    static constexpr long AT_HAND = Kind::TILES ? TILE_BLOCK : ROW_BLOCK;
+    static constexpr long NEAR = 1 << 20;  // bytes of activations in the second cache
+    long m, count, size;
+
+    Rows(long rows, long k) : m(rows) {
+        long most = AT_HAND;
+        if (Kind::TILES) most = NEAR / (k * long(sizeof(typename Kind::X))) / AT_HAND * AT_HAND;
+        if (most < AT_HAND) most = AT_HAND;
+        count = (m + most - 1) / most;
+        size = (m + count * 32 - 1) / (count * 32) * 32;  // of tiles: pairs of groups
+    }
+    long begin(long block) const {
+        if (!Kind::TILES) return m * block / count;  // of nearly the same number of rows
+        return block * size < m ? block * size : m;
+    }
+    // Groups that lie side by side when staged: how many `rows` rows of a block have, and where they begin.
+    long groups(long rows) const { return Kind::TILES ? (rows + 15) / 16 : num_groups(rows); }
+    long group_at(long rows, long g) const {
+        if (!Kind::TILES) return group_begin(rows, g);
+        return g * 16 < rows ? g * 16 : rows;
+    }
+    long height(long rows) const { return !Kind::TILES ? rows : m < 16 ? m : 16; }  // of a group of so many
+};
+
+// A thread's share of a product: x as it was staged, k inputs a row, or as it was given.
 template <class Kind>
 struct Share {
     const LinearArgs& args;
     const typename Kind::X* x;
+    long k;
+    bool in_place;
     const float* scales;  // of whole numbers, as `sums`
     const int32_t* sums;
     Top* top;  // [m] of this thread
 
-    // Rows [row, row + rows) times one slab.
-    void region(long row, long rows, long slab) const {
-        alignas(LINE) float c[ROW_BLOCK * SLAB * PANEL];
-        const long k = padded_k(args.k, args.format), groups = scale_groups(args.k, args.format);
-        const long first = slab * SLAB, width = slab_width(first, num_panels(args.n, args.gated));
-        const char* w = (const char*)args.panels + first * panel_bytes(args.k, args.format);
-        if (args.format.store == Store::int4) {
+    // Sums of rows [row, row + rows) times one slab, while memory [fetch, fetch_end) is fetched if tiles are used.
+    void multiply_slab(long row, long rows, const char* w, long width, float* c, const char* fetch, const char* fetch_end) const {
+        const long lines = padded_k(args.k, args.format) / Kind::DEPTH, groups = scale_groups(args.k, args.format);
+        (void)fetch, (void)fetch_end;
+#if defined(TRUNKLINE_TILES)
+        if constexpr (Kind::TILES) {
+            const long of_row = k * long(sizeof(*x)), height = args.m < 16 ? args.m : 16;
+            const TileInput from = in_place ? TileInput{(const char*)(x + row * args.x_stride), args.x_stride * long(sizeof(*x)), LINE, 0}
+                                            : TileInput{(const char*)(x + row * k), LINE, height * LINE, of_row * TILE_HEIGHT};
+            if (args.format.store == Store::int4)
+                multiply_tiles_int4(rows, from, w, width, padded_k(args.k, args.format), args.format.group, scales + row * groups,
+                                    sums + row * groups, c, fetch, fetch_end);
+            else
+                multiply_tiles<Kind>((rows + 15) / 16, from, w, width, lines, c, fetch, fetch_end);
+        } else if constexpr (Kind::DEPTH == 2 && Kind::UNIT == 1 && !Kind::NARROW) {
+            multiply_few(rows, x + row * k, w, width, lines, c);
+        } else
+#endif
+        if (args.format.store == Store::int4)
             multiply_int4(rows, (const uint8_t*)(x + row * k), w, width, k, args.format.group, scales + row * groups,
                           sums + row * groups, c, width * PANEL);
-        } else {
-            multiply<Kind>(rows, x + row * k, w, width, k / Kind::DEPTH, c, width * PANEL);
-            if (args.format.store == Store::int8) scale_sums(rows, w, width, k / Kind::DEPTH, scales + row, c);
-        }
+        else
+            multiply<Kind>(rows, x + row * k, w, width, lines, c, width * PANEL);
+        if (args.format.store == Store::int8) scale_sums(rows, w, width, padded_k(args.k, args.format) / 4, scales + row, c);
+    }
+
+    void region(long row, long rows, long slab, const char* fetch, const char* fetch_end) const {
+        alignas(LINE) float c[Rows<Kind>::AT_HAND * SLAB * PANEL];
+        const long first = slab * SLAB, width = slab_width(first, num_panels(args.n, args.gated));
+        multiply_slab(row, rows, (const char*)args.panels + first * panel_bytes(args.k, args.format), width, c, fetch, fetch_end);
         const long unit = args.gated ? 2 : 1, column = first / unit * PANEL;
         for (long r = 0; r < rows; r++) {
             const float* of_row = c + r * width * PANEL;
@@ -113,34 +162,54 @@ struct Share {
                     finish<float>(args, row + r, column + p / unit * PANEL, first + p, of_row + p * PANEL);
         }
     }
+
+    // Rows [row, row + rows) times slabs [from, to), which are fetched ahead: by one group of rows a few steps, by
+    // more a part of the next slab each.
+    void slabs(long row, long rows, long from, long to) const {
+        constexpr long AT_HAND = Rows<Kind>::AT_HAND;
+        const long bytes = SLAB * panel_bytes(args.k, args.format), parts = (rows + AT_HAND - 1) / AT_HAND;
+        const char* end = (const char*)args.panels + packed_bytes(args.n, args.k, args.gated, args.format);
+        if ((const char*)args.panels + to * bytes < end) end = (const char*)args.panels + to * bytes;
+        for (long slab = from; slab < to; slab++) {
+            const char* w = (const char*)args.panels + slab * bytes + (parts == 1 ? TILE_AHEAD : bytes);
+            for (long part = 0; part < parts; part++) {
+                const long first = part * AT_HAND, some = rows - first < AT_HAND ? rows - first : AT_HAND;
+                const char* begin = w + bytes / LINE * part / parts * LINE;
+                const char* stop = w + bytes / LINE * (part + 1) / parts * LINE;
+                region(row + first, some, slab, begin < end ? begin : end, stop < end ? stop : end);
+            }
+        }
+    }
 };
 
 template <class Kind, class Given>
 static void product(const LinearArgs& args) {
     typedef typename Kind::X X;
-    const long k = padded_k(args.k, args.format), m = args.m;
     const bool whole = is_whole(args.format);
-    const bool in_place = m == 1 && !whole && sizeof(X) == sizeof(Given) && k == args.k;
+    const long m = args.m, k = staged_inputs<Kind>(args.k, args.format);
+    const bool in_place = m <= (Kind::TILES ? 16 : 1) && !whole && sizeof(X) == sizeof(Given) && k == args.k;
     const bool stage_alone = !in_place && m * k < SERIAL_WORK;
     const Given* given = (const Given*)args.x;
     X* staged = (X*)args.staging;
-    float* scales = (float*)((char*)args.staging + m * k * 4);
+    float* scales = (float*)((char*)args.staging + staged_bytes(m, args.k, args.format));
     int32_t* sums = (int32_t*)(scales + m * scale_groups(args.k, args.format));
-    const long blocks = (m + ROW_BLOCK - 1) / ROW_BLOCK;  // of nearly the same number of rows
-    auto begin_of = [&](long block) { return m * block / blocks; };
+    const Rows<Kind> cut(m, k);
     auto stage_share = [&](long part, long parts) {
-        for (long block = 0; block < blocks; block++) {
-            const long row = begin_of(block), rows = begin_of(block + 1) - row, groups = num_groups(rows);
-            const long at = row * scale_groups(args.k, args.format);
-            for (long g = groups * part / parts; g < groups * (part + 1) / parts; g++)
-                if constexpr (Kind::UNIT == 4)
-                    stage_whole(rows, g, given + row * args.x_stride, args.x_stride, staged + row * k, args.k,
-                                args.format, scales + at, sums + at);
+        for (long block = 0; block < cut.count; block++) {
+            const long row = cut.begin(block), rows = cut.begin(block + 1) - row, groups = cut.groups(rows);
+            for (long g = groups * part / parts; g < groups * (part + 1) / parts; g++) {
+                const long first = row + cut.group_at(rows, g), some = row + cut.group_at(rows, g + 1) - first;
+                const long at = first * scale_groups(args.k, args.format);
+                const Given* from = given + first * args.x_stride;
+                if constexpr (sizeof(X) == 1)
+                    stage_whole<Kind>(some, cut.height(some), from, args.x_stride, staged + first * k, args.k, args.format,
+                                      scales + at, sums + at);
                 else
-                    stage<Kind>(rows, g, given + row * args.x_stride, args.x_stride, staged + row * k, args.k, k);
+                    stage<Kind>(some, cut.height(some), from, args.x_stride, staged + first * k, args.k, k);
+            }
         }
     };
-    const long slabs = (num_panels(args.n, args.gated) + SLAB - 1) / SLAB, total = blocks * slabs;
+    const long slabs = (num_panels(args.n, args.gated) + SLAB - 1) / SLAB, total = cut.count * slabs;
     const int threads = m * args.n * k < SERIAL_WORK ? 1 : args.threads;
     if (stage_alone) stage_share(0, 1);
     if (args.top)
@@ -152,11 +221,13 @@ static void product(const LinearArgs& args) {
             stage_share(me, team);
 #pragma omp barrier
         }
-        const Share<Kind> share{args, in_place ? (const X*)args.x : staged, scales, sums,
+        const typename Kind::Setup setup(m < 16 ? m : 16);
+        const Share<Kind> share{args, in_place ? (const X*)args.x : staged, k, in_place, scales, sums,
                                 args.top ? args.top + me * m : nullptr};
-        for (long u = total * me / team; u < total * (me + 1) / team; u++) {
-            const long row = begin_of(u / slabs);
-            share.region(row, begin_of(u / slabs + 1) - row, u % slabs);
+        for (long u = total * me / team, end = total * (me + 1) / team; u < end;) {
+            const long block = u / slabs, from = u % slabs, to = from + end - u < slabs ? from + end - u : slabs;
+            share.slabs(cut.begin(block), cut.begin(block + 1) - cut.begin(block), from, to);
+            u += to - from;
         }
     }
     if (args.top)  // threads took columns in order, so equals keep the first
@@ -170,16 +241,34 @@ static void product(const LinearArgs& args) {
             }
 }
 
+#if defined(TRUNKLINE_TILES)
+// Few rows take vectors, which read memory faster, more rows tiles: the bits are the same.
+static void product_pairs(const LinearArgs& args) {
+    args.m <= MAX_ROWS ? product<FewPairs, uint16_t>(args) : product<TilePairs, uint16_t>(args);
+}
+template <class Given>
+static void product_whole(const LinearArgs& args) {
+    const bool int4 = args.format.store == Store::int4, few = args.m <= (int4 ? 2 * MAX_ROWS : MAX_ROWS);
+    few || (int4 && args.format.group % 32) ? product<Bytes, Given>(args) : product<TileBytes, Given>(args);
+}
+#else
+static void product_pairs(const LinearArgs& args) { product<Pairs, uint16_t>(args); }
+template <class Given>
+static void product_whole(const LinearArgs& args) {
+    product<Bytes, Given>(args);
+}
+#endif
+
 static void linear(const LinearArgs& args) {
     if (args.m == 0) return;
     if (is_whole(args.format))
-        args.x_bf16 ? product<Bytes, uint16_t>(args) : product<Bytes, float>(args);
+        args.x_bf16 ? product_whole<uint16_t>(args) : product_whole<float>(args);
     else if (args.format.store == Store::float32)
         args.x_bf16 ? product<Float32, uint16_t>(args) : product<Float32, float>(args);
     else if (!args.x_bf16)
         product<Widened, float>(args);
     else
-        product<Pairs, uint16_t>(args);
+        product_pairs(args);
 }
 
 }  // namespace TRUNKLINE_ISA

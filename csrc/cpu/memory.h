@@ -36,7 +36,7 @@ void unpack_rows(const void* panels, const Format& format, long n, long k, const
 void gather_rows(const void* table, long row_bytes, const int64_t* ids, long count, void* out, int threads);
 
 // Instruction sets of the build that this machine runs, best first; and the one in use.
-long available(const Operations** to);  // room for 4
+long available(const Operations** to);  // room for MAX_ISAS
 const Operations& in_use();
 bool use(const char* name);  // false: not available
 

@@ -42,11 +42,17 @@ INLINE long place(long r, long k) {
     return (k / UNIT * MR + r) * UNIT + k % UNIT;
 }
 
-// How weights and activations meet. DEPTH: inputs of a line; UNIT: inputs of a row that lie side by side.
+struct NoSetup {
+    explicit NoSetup(long) {}
+};
+
+// How weights and activations meet. DEPTH: inputs of a line; UNIT: inputs of a row that lie side by side. A thread
+// makes a `Setup` of the most rows that are taken at once, before it multiplies.
 struct Float32 {
     static constexpr int DEPTH = 1, UNIT = 1;
-    static constexpr bool NARROW = false;
+    static constexpr bool TILES = false, NARROW = false;
     typedef float X;
+    typedef NoSetup Setup;
     typedef VF Sum;
     template <int MR, int NP>
     INLINE void step(VF (&acc)[MR][NP * NV], const X* x, const char* w) {
@@ -64,8 +70,9 @@ struct Float32 {
 
 struct Widened {  // bfloat16 weights, widened as they are read
     static constexpr int DEPTH = 2, UNIT = 1;
-    static constexpr bool NARROW = true;
+    static constexpr bool TILES = false, NARROW = true;
     typedef float X;
+    typedef NoSetup Setup;
     typedef VF Sum;
     template <int MR, int NP>
     INLINE void step(VF (&acc)[MR][NP * NV], const X* x, const char* w) {
@@ -90,8 +97,9 @@ struct Widened {  // bfloat16 weights, widened as they are read
 #if defined(__AVX512BF16__)
 struct Pairs {  // the same weights, multiplied by bfloat16 activations in one instruction
     static constexpr int DEPTH = 2, UNIT = 2;
-    static constexpr bool NARROW = false;
+    static constexpr bool TILES = false, NARROW = false;
     typedef uint16_t X;
+    typedef NoSetup Setup;
     typedef VF Sum;
     template <int MR, int NP>
     INLINE void step(VF (&acc)[MR][NP * NV], const X* x, const char* w) {
@@ -112,8 +120,9 @@ typedef Widened Pairs;
 
 struct Bytes {  // int8 weights, activations 128 higher than they are; sums are exact
     static constexpr int DEPTH = 4, UNIT = 4;
-    static constexpr bool NARROW = false;
+    static constexpr bool TILES = false, NARROW = false;
     typedef uint8_t X;
+    typedef NoSetup Setup;
     typedef VI Sum;
     template <int MR, int NP>
     INLINE void step(VI (&acc)[MR][NP * NV], const X* x, const char* w) {
@@ -236,12 +245,22 @@ static void stage_group(long rows, const Given* from, long stride, typename Kind
         }
 }
 
-// Copy group g of m rows of k inputs (zeros up to `padded`) to where the micro kernels read them.
+// Copy a group of rows of k inputs (zeros up to `padded`) to where the micro kernels read them. Tiles take `height`
+// rows at once, of which the last may be missing.
 template <class Kind, class Given>
-static void stage(long m, long g, const Given* from, long stride, typename Kind::X* to, long k, long padded) {
-    const long begin = group_begin(m, g);
-    stage_group<MAX_ROWS, Kind>(group_begin(m, g + 1) - begin, from + begin * stride, stride, to + begin * padded, k,
-                                padded);
+static void stage(long rows, long height, const Given* from, long stride, typename Kind::X* to, long k, long padded) {
+    if constexpr (!Kind::TILES) return stage_group<MAX_ROWS, Kind>(rows, from, stride, to, k, padded);
+    for (long r = 0; r < rows; r++)
+        for (long i = 0; i < padded; i += Kind::UNIT) {
+            const long some = k - i < Kind::UNIT ? k - i : Kind::UNIT;
+            typename Kind::X* at = to + (i / Kind::UNIT * height + r) * Kind::UNIT;
+            if (some == Kind::UNIT) {
+                __builtin_memcpy(at, from + r * stride + i, sizeof(Given) * Kind::UNIT);
+            } else {
+                __builtin_memset(at, 0, sizeof(Given) * Kind::UNIT);
+                __builtin_memcpy(at, from + r * stride + i, sizeof(Given) * some);
+            }
+        }
 }
 
 }  // namespace TRUNKLINE_ISA

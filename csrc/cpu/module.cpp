@@ -398,7 +398,7 @@ NB_MODULE(native, m) {
     using namespace trunkline;
     nb::set_leak_warnings(false);
     m.def("isas", [] {
-        const Operations* all[4];
+        const Operations* all[MAX_ISAS];
         std::vector<std::string> names;
         for (long i = 0, count = available(all); i < count; i++) names.push_back(all[i]->name);
         return names;

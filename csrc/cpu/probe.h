@@ -41,6 +41,24 @@ static double multiply_cached(long repeats, int threads) {
     return 2.0 * MAX_ROWS * NP * PANEL * Kind::DEPTH * STRETCH * double(repeats) * threads;
 }
 
+#if defined(TRUNKLINE_TILES)
+// The same, on tiles.
+template <class Kind>
+static double multiply_cached_tiles(long repeats, int threads) {
+    constexpr long STEPS = 16;
+#pragma omp parallel num_threads(threads)
+    {
+        const TileSetup setup(TILE_HEIGHT);
+        alignas(LINE) char weights[STEPS * TILE_LINES * 2 * LINE] = {}, x[2 * TILE_HEIGHT * LINE] = {};
+        alignas(LINE) float c[2 * TILE_HEIGHT * 2 * PANEL] = {};
+        Fetch nothing{nullptr, nullptr, 0, false};
+        for (long i = 0; i < repeats; i++)
+            micro_tiles<Kind, 2, 2>({x, LINE, 0, TILE_HEIGHT * LINE}, weights, 2, STEPS, false, c, 2 * PANEL, nothing);
+    }
+    return 2.0 * 2 * TILE_HEIGHT * 2 * PANEL * Kind::DEPTH * TILE_LINES * STEPS * double(repeats) * threads;
+}
+#endif
+
 static double probe(const ProbeArgs& a) {
     if (a.data) {
         for (long i = 0; i < a.repeats; i++) read_memory(a.data, a.bytes, a.threads);
@@ -48,8 +66,13 @@ static double probe(const ProbeArgs& a) {
     }
     switch (a.store) {
         case Store::float32: return multiply_cached<Float32>(a.repeats, a.threads);
+#if defined(TRUNKLINE_TILES)
+        case Store::bfloat16: return multiply_cached_tiles<TilePairs>(a.repeats, a.threads);
+        default: return multiply_cached_tiles<TileBytes>(a.repeats, a.threads);
+#else
         case Store::bfloat16: return multiply_cached<Pairs>(a.repeats, a.threads);
         default: return multiply_cached<Bytes>(a.repeats, a.threads);
+#endif
     }
 }
 

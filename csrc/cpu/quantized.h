@@ -5,7 +5,7 @@
 // A row with an infinity or a NaN gets NaN for a scale.
 #pragma once
 
-#include "micro.h"
+#include "tiles.h"
 
 namespace trunkline {
 namespace TRUNKLINE_ISA {
@@ -50,17 +50,24 @@ INLINE float extreme(const T* x, long n) {
     return most;
 }
 
-// The lanes' low bytes, each four `step` bytes on from the last, `count` (a multiple of 4) of them.
-INLINE void put_bytes(VI whole, uint8_t* to, long step, long count) {
+// The lanes' low bytes as bytes [first, first + W) of a row, of which UNIT lie side by side and the next ones `step`
+// bytes on; up to `count`, a multiple of UNIT.
+template <int UNIT>
+INLINE void put_bytes(VI whole, uint8_t* to, long step, long first, long count) {
     typedef uint8_t VB __attribute__((vector_size(W)));
-    uint8_t bytes[W];
     VB narrow = __builtin_convertvector(whole, VB);
-    __builtin_memcpy(bytes, &narrow, W);
-    for (long i = 0; i < W && i < count; i += 4) __builtin_memcpy(to + i / 4 * step, bytes + i, 4);
+    if constexpr (UNIT >= W) {
+        __builtin_memcpy(to + first / UNIT * step + first % UNIT, &narrow, W);
+    } else {
+        uint8_t bytes[W];
+        __builtin_memcpy(bytes, &narrow, W);
+        for (long i = 0; i < W && first + i < count; i += UNIT)
+            __builtin_memcpy(to + (first + i) / UNIT * step, bytes + i, UNIT);
+    }
 }
 
-// n inputs of one row (zeros up to `padded`, a multiple of 4) to bytes, `offset` higher. Returns the scale.
-template <class T>
+// n inputs of one row (zeros up to `padded`, a multiple of UNIT) to bytes, `offset` higher. Returns the scale.
+template <int UNIT, class T>
 INLINE float to_bytes(const T* from, long n, long padded, int offset, uint8_t* to, long step, int32_t* sum) {
     const float most = largest_magnitude(from, n);
     const VF factor = splat(most > 0 ? 127.0f / most : 0.0f);
@@ -69,25 +76,31 @@ INLINE float to_bytes(const T* from, long n, long padded, int offset, uint8_t* t
         VI whole = round_to_int(load_some(from + i, n - i) * factor);
         if (most != most) whole = VI{};
         total += whole;
-        put_bytes(whole + offset, to + i / 4 * step, step, padded - i);
+        put_bytes<UNIT>(whole + offset, to, step, i, padded);
     }
     *sum = 0;
     for (int lane = 0; lane < W; lane++) *sum += total[lane];
     return most / 127.0f;
 }
 
-// Group g of m rows as the micro kernels read it, [k / 4][row][4], with scales and sums [m, groups of inputs].
-// The low and high halves of an int4 line meet inputs 0-3 and 4-7.
-template <class T>
-static void stage_whole(long m, long g, const T* from, long stride, uint8_t* to, long k, const Format& f,
+// Inputs of a row as staged for whole numbers: each scale's padded to what the kernels take at once.
+template <class Kind>
+INLINE long staged_inputs(long k, const Format& f) {
+    const long groups = scale_groups(k, f), size = padded_k(k, f) / groups;
+    return (size + Kind::UNIT - 1) / Kind::UNIT * Kind::UNIT * groups;
+}
+
+// `rows` rows as the micro kernels read them, [k / UNIT][row of `height`][UNIT], with scales and sums
+// [rows, groups of inputs]. The low and high halves of an int4 line meet inputs 0-3 and 4-7.
+template <class Kind, class T>
+static void stage_whole(long rows, long height, const T* from, long stride, uint8_t* to, long k, const Format& f,
                         float* scales, int32_t* sums) {
-    const long begin = group_begin(m, g), rows = group_begin(m, g + 1) - begin, padded = padded_k(k, f);
-    const long groups = scale_groups(k, f), size = padded / groups;
+    const long groups = scale_groups(k, f), size = padded_k(k, f) / groups, staged = staged_inputs<Kind>(k, f) / groups;
     for (long r = 0; r < rows; r++)
         for (long i = 0; i < groups; i++) {
-            const long first = i * size, given = k - first < size ? k - first : size, at = (begin + r) * groups + i;
-            scales[at] = to_bytes(from + (begin + r) * stride + first, given, size, f.store == Store::int8 ? 128 : 0,
-                                  to + begin * padded + first * rows + r * 4, rows * 4, sums + at);
+            const long first = i * size, given = k - first < size ? k - first : size, at = r * groups + i;
+            scales[at] = to_bytes<Kind::UNIT>(from + r * stride + first, given, staged, f.store == Store::int8 ? 128 : 0,
+                                              to + i * staged * height + r * Kind::UNIT, height * Kind::UNIT, sums + at);
         }
 }
 
@@ -173,6 +186,70 @@ static void multiply_int4(long rows, const uint8_t* x, const char* w, long width
     }
 }
 
+#if defined(TRUNKLINE_TILES)
+// `some` groups of `lines` int4 lines, each followed by its scales, to int8 lines 0..15 of inputs 0-3 and 4-7.
+INLINE void unpack_int4(const char* w, long width, long some, long lines, char* to) {
+    const VI low = splat_int(0x0f0f0f0f);
+    for (long g = 0; g < some; g++, w += width * INT4_SCALES)
+        for (long l = 0; l < lines; l++, w += width * LINE, to += 2 * width * LINE)
+            for (long p = 0; p < width; p++) {
+                VI both = load_as<VI>(w + p * LINE);
+                VI halves[2] = {both & low, (VI)((VU)both >> 4) & low};
+                __builtin_memcpy(to + p * LINE, &halves[0], LINE);
+                __builtin_memcpy(to + (width + p) * LINE, &halves[1], LINE);
+            }
+}
+
+// The sums of one group of inputs, 16 rows x one panel, made numbers and added to c.
+INLINE void add_group(const int32_t* whole, long rows, const char* scale_of, const float* scales, const int32_t* sums,
+                      long stride, bool resume, float* c, long ldc) {
+    const VF scale = from_half((const uint16_t*)scale_of);
+    for (long r = 0; r < rows; r++) {
+        VF value = to_float(load_as<VI>(whole + r * PANEL) + splat_int(-8 * sums[r * stride])) * (scale * splat(scales[r * stride]));
+        store(c + r * ldc, resume ? load(c + r * ldc) + value : value);
+    }
+}
+
+// As `multiply_int4`, on tiles: a stretch is unpacked to int8 in the first cache, then groups of rows take turns.
+// A group of inputs ends within a tile: the activations are zeros from there on, whatever the weights are.
+static void multiply_tiles_int4(long rows, TileInput x, const char* w, long width, long k, long size, const float* scales,
+                                const int32_t* sums, float* c, const char* fetch, const char* fetch_end) {
+    const long all = k / size, lines = size / 8, steps = (size + 63) / 64, ldc = width * PANEL;
+    const long stretch = lines < INT4_STRETCH ? INT4_STRETCH / lines : 1, of_group = width * (lines * LINE + INT4_SCALES);
+    alignas(LINE) char room[(2 * INT4_STRETCH + TILE_LINES) * SLAB * LINE];
+    alignas(LINE) int32_t whole[SLAB][TILE_HEIGHT * PANEL];
+    const long calls = all * ((rows + 15) / 16);
+    Fetch ahead{fetch, fetch_end, ((fetch_end - fetch) / LINE + calls - 1) / calls, false};
+    for (long first = 0; first < all; first += stretch, w += stretch * of_group) {
+        const long some = all - first < stretch ? all - first : stretch;
+        unpack_int4(w, width, some, lines, room);
+        for (long r = 0; r < rows; r += TILE_HEIGHT) {
+            const long mine = rows - r < TILE_HEIGHT ? rows - r : TILE_HEIGHT;
+            for (long g = 0; g < some; g++) {
+                ahead.step();
+                const char* from = x.at + r / TILE_HEIGHT * x.group + (first + g) * steps * x.step;
+                const char* weights = room + 2 * g * lines * width * LINE;
+                tile_zero<0>(), tile_zero<1>(), tile_zero<2>(), tile_zero<3>();
+                for (long s = 0; s < steps; s++, from += x.step, weights += TILE_LINES * width * LINE) {
+                    tile_load<4>(from, x.row);
+                    tile_load<6>(weights, width * LINE);
+                    dot_levels<0, 6>();
+                    if (width > 1) tile_load<7>(weights + LINE, width * LINE), dot_levels<1, 7>();
+                    if (width > 2) tile_load<6>(weights + 2 * LINE, width * LINE), dot_levels<2, 6>();
+                    if (width > 3) tile_load<7>(weights + 3 * LINE, width * LINE), dot_levels<3, 7>();
+                }
+                tile_store<0>(whole[0], LINE), tile_store<1>(whole[1], LINE);
+                tile_store<2>(whole[2], LINE), tile_store<3>(whole[3], LINE);
+                const char* behind = w + g * of_group + lines * width * LINE;
+                for (long p = 0; p < width; p++)
+                    add_group(whole[p], mine, behind + p * INT4_SCALES, scales + r * all + first + g,
+                              sums + r * all + first + g, all, first + g > 0, c + r * ldc + p * PANEL, ldc);
+            }
+        }
+    }
+}
+#endif
+
 // Sums of int8 products, in place, to numbers: c [rows, width * 16], slab of `lines` lines.
 INLINE void scale_sums(long rows, const char* w, long width, long lines, const float* scales, float* c) {
     const char* trailer = w + lines * width * LINE;
@@ -194,7 +271,7 @@ INLINE bool quantize_int8(const QuantizeArgs& a) {
     for (long lane = 0; lane < PANEL; lane++) {
         const T* row = (const T*)a.rows[lane];
         int32_t sum = 0;
-        float scale = to_bytes(row, row ? a.k : 0, padded, 0, (uint8_t*)lines + lane * 4, step, &sum);
+        float scale = to_bytes<4>(row, row ? a.k : 0, padded, 0, (uint8_t*)lines + lane * 4, step, &sum);
         finite = finite && scale == scale;
         sum *= 128;
         __builtin_memcpy(trailer + lane * 4, &scale, 4);

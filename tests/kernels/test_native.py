@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Literal
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from trunkline.kernels.cpu import native
 from trunkline.kernels.cpu import ops as kernels
-from trunkline.kernels.ops import PagedShape
+from trunkline.kernels.ops import PagedShape, Quantization
 
 NAN = float("nan")
 FLOATS = (torch.float32, torch.bfloat16)
@@ -95,6 +96,35 @@ def test_every_number_of_rows_gives_the_same_row(inputs: int) -> None:
     whole = kernels.linear(x, packed)
     for rows in range(1, 301):
         assert torch.equal(kernels.linear(x[:rows], packed), whole[:rows])
+
+
+@pytest.mark.parametrize("bits", [16, 8, 4])
+def test_a_row_is_the_same_in_every_block_of_rows(bits: Literal[16, 8, 4]) -> None:
+    """Tiles let as many rows pass a slab as fit the second cache: here there are several such blocks."""
+    torch.manual_seed(bits)
+    x, weight = torch.randn(2200, 1090).bfloat16(), torch.randn(70, 1090).bfloat16()
+    packed = kernels.pack_linear(
+        [weight], [], None if bits == 16 else Quantization(bits, 32 if bits == 4 else 0)
+    )
+    whole = kernels.linear(x, packed, None, True)
+    for begin, end in ((0, 1), (440, 452), (895, 899), (1100, 1140), (2199, 2200)):
+        assert torch.equal(kernels.linear(x[begin:end], packed, None, True), whole[begin:end])
+
+
+def test_steps_of_a_tile_meet_subnormal_numbers_as_its_vectors_do() -> None:
+    """One row is computed with vectors, twenty with tiles where there are any: the same bits."""
+    torch.manual_seed(0)
+    numbers = torch.randn(68, 96) * torch.exp2(
+        torch.randint(-72, -55, (68, 96))
+    )  # products are subnormal, or nearly
+    numbers[:20, ::5] = torch.randn(20, 20) * 1e-39
+    numbers[20:, ::5] = torch.randn(48, 20) * 1e12
+    packed = kernels.pack_linear([numbers[20:].bfloat16()], [])
+    x = numbers[:20].bfloat16()
+    whole = kernels.linear(x, packed, None, True)
+    assert (whole != 0).any() and whole.isfinite().all()
+    for row in range(20):
+        assert torch.equal(kernels.linear(x[row : row + 1], packed, None, True), whole[row : row + 1])
 
 
 @pytest.mark.parametrize("value", [NAN, float("inf")])

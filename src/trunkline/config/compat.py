@@ -120,7 +120,7 @@ FEATURES: tuple[Feature, ...] = (
     Feature("server", "playground: chat, tokens, comparison, in the browser", "GET /"),
     Feature("server", "live view: radix tree, requests, steps", "GET /v1/live, GET /v1/live/details"),
     Feature("compute", "float32, bfloat16", "--dtype"),
-    Feature("compute", "CPU: native kernels (portable, AVX2, AVX-512, AVX-512 BF16)", "--device cpu"),
+    Feature("compute", "CPU: native kernels (portable, AVX2, AVX-512, AVX-512 BF16, AMX)", "--device cpu"),
     Feature("compute", "weights rounded at start-up to int8 or int4", "--quantization"),
     Feature("compute", "NVIDIA GPU", "--device cuda"),
     Feature("server", "keys for users and for admins", "--api-key, --admin-api-key"),
