@@ -23,6 +23,8 @@ from trunkline.types import (
     TokenLogprobs,
 )
 
+PauseMode = Literal["abort", "retract", "in_place"]
+
 
 class AddRequest(msgspec.Struct, frozen=True, tag="add", omit_defaults=True, kw_only=True):
     """Start one completion. `rid` is unique among live requests; a duplicate is refused, not merged."""
@@ -55,9 +57,34 @@ class EndSession(msgspec.Struct, frozen=True, tag="end_session"):
 
 
 class FlushCache(msgspec.Struct, frozen=True, tag="flush"):
-    """Empty the prefix cache. Refused (ok=False) while any request is running or waiting."""
+    """Empty the prefix cache. Refused (ok=False) while any request is running, or waiting to run soon."""
 
     call: str
+
+
+class Pause(msgspec.Struct, frozen=True, tag="pause"):
+    """Run no step until Resume; requests may still come, and wait. Steps in flight are finished first.
+
+    `abort` ends all requests; `retract` takes memory and rows away from those that run, which start again
+    later and go on to the same tokens; `in_place` leaves them as they are.
+    """
+
+    call: str
+    mode: PauseMode
+
+
+class Resume(msgspec.Struct, frozen=True, tag="resume"):
+    call: str
+
+
+class Hello(msgspec.Struct, frozen=True, tag="hello"):
+    """First message of a frontend; the core answers with Ready."""
+
+
+class Gone(msgspec.Struct, frozen=True, tag="gone"):
+    """A frontend has died: its requests end. Sent by the process that watches over it."""
+
+    frontend: int
 
 
 class GetStats(msgspec.Struct, frozen=True, tag="stats"):
@@ -92,7 +119,8 @@ class Shutdown(msgspec.Struct, frozen=True, tag="shutdown"):
 
 
 ToCore = (
-    AddRequest
+    Hello
+    | AddRequest
     | Abort
     | EndSession
     | FlushCache
@@ -100,6 +128,9 @@ ToCore = (
     | GetSnapshot
     | StartProfile
     | StopProfile
+    | Pause
+    | Resume
+    | Gone
     | Shutdown
 )
 
@@ -199,7 +230,9 @@ class Snapshot(msgspec.Struct, frozen=True, tag="snapshot", kw_only=True):
     steps: list[StepRecord]
 
 
-class FlushDone(msgspec.Struct, frozen=True, tag="flushed"):
+class Done(msgspec.Struct, frozen=True, tag="done"):
+    """Answer to FlushCache, Pause and Resume."""
+
     call: str
     ok: bool
     message: str = ""
@@ -218,6 +251,7 @@ class Heartbeat(msgspec.Struct, frozen=True, tag="beat"):
 
     steps: int
     busy: bool
+    paused: bool = False
 
 
 class Failed(msgspec.Struct, frozen=True, tag="failed"):
@@ -233,7 +267,7 @@ class Outputs(msgspec.Struct, frozen=True, tag="outs"):
     items: list[TokensOut]
 
 
-FromCore = Ready | Outputs | Stats | Snapshot | FlushDone | ProfileDone | Heartbeat | Failed
+FromCore = Ready | Outputs | Stats | Snapshot | Done | ProfileDone | Heartbeat | Failed
 
 encode = msgspec.msgpack.Encoder().encode
 decode_to_core = msgspec.msgpack.Decoder(ToCore).decode

@@ -172,12 +172,22 @@ class Timing(msgspec.Struct, frozen=True, array_like=True):
 class RequestError(Exception):
     """A request that cannot be honoured; carries what the client is told (P2, P17).
 
-    `code` is stable, `param` names the offending field, `status` is the HTTP status.
+    `code` is stable, `param` names the offending field, `status` is the HTTP status. `retry_after`: seconds
+    after which it may be honoured.
     """
 
-    def __init__(self, message: str, *, code: str, param: str | None = None, status: int = 400) -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        code: str,
+        param: str | None = None,
+        status: int = 400,
+        retry_after: int | None = None,
+    ) -> None:
         super().__init__(message)
         self.message = message
         self.code = code
         self.param = param
         self.status = status
+        self.retry_after = retry_after

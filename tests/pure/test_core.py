@@ -11,19 +11,25 @@ from trunkline.cache import PrefixCache
 from trunkline.config.schema import SchedulerConfig
 from trunkline.engine.core import EngineCore, EngineDead
 from trunkline.engine.guidance import Guidance
+from trunkline.engine.owners import Owners
 from trunkline.engine.process import WARM_AFTER, run_loop
 from trunkline.engine.steplog import KEPT, WATCH_TIME
 from trunkline.messages import (
     Abort,
     AddRequest,
+    Done,
     FlushCache,
-    FlushDone,
     GetSnapshot,
     GetStats,
+    Gone,
     Outputs,
+    Pause,
+    Ready,
+    Resume,
     Shutdown,
     Snapshot,
     Stats,
+    TokensOut,
     decode_from_core,
     encode,
 )
@@ -139,11 +145,11 @@ def test_messages() -> None:
     assert isinstance(refused, Outputs) and refused.items[0].finish is not None
     assert (refused.items[0].finish.code, refused.items[0].finish.param) == ("duplicate_rid", "rid")
     (busy,) = c.handle(FlushCache("1"))
-    assert isinstance(busy, FlushDone) and not busy.ok
+    assert isinstance(busy, Done) and not busy.ok
     c.step()
     c.handle(Abort("a"))
     (flushed,) = c.handle(FlushCache("2"))
-    assert isinstance(flushed, FlushDone) and flushed.ok
+    assert isinstance(flushed, Done) and flushed.ok
     (stats,) = c.handle(GetStats("3"))
     assert isinstance(stats, Stats)
     assert (stats.counters["requests"], stats.counters["aborted"], stats.gauges["pages_free"]) == (1, 1, 64)
@@ -203,6 +209,9 @@ def test_steps_are_recorded_only_while_somebody_looks(monkeypatch: pytest.Monkey
     assert c.steplog.records() == []
 
 
+READY = Ready(max_context=64, num_pages=64, page_size=1, max_running=2, vocab_size=100)
+
+
 class _IdleChannel:
     """Nothing comes, `beats` times; then the end."""
 
@@ -211,9 +220,9 @@ class _IdleChannel:
 
     def receive(self, timeout: float) -> list[Any]:
         self.beats -= 1
-        return [] if self.beats >= 0 else [Shutdown()]
+        return [] if self.beats >= 0 else [(0, Shutdown())]
 
-    def send(self, message: object) -> None: ...
+    def send(self, message: object, to: int) -> None: ...
 
     def wake(self) -> None: ...
 
@@ -235,5 +244,71 @@ def test_grammars_are_made_ready_when_the_engine_is_idle_and_only_once() -> None
     for beats, expected in ((WARM_AFTER - 1, 0), (WARM_AFTER, 1), (5 * WARM_AFTER, 1)):
         compiler, idle = _CountingCompiler(), core()
         idle.guidance = Guidance(compiler)
-        run_loop(idle, _IdleChannel(beats))
+        run_loop(idle, _IdleChannel(beats), READY)
         assert compiler.warmed == expected
+
+
+# ---------------------------------------------------------------------- pause, owners
+@pytest.mark.parametrize("depth", [0, 1, 2])
+def test_a_pause_in_place_or_with_retraction_changes_no_token(depth: int) -> None:
+    for mode in ("in_place", "retract"):
+        c, said = core(depth), dict[str, list[int]]()
+        c.handle(ask("a", 3))
+        c.handle(ask("b", 13))
+
+        def take(outs: list[TokensOut], said: dict[str, list[int]] = said) -> None:
+            for out in outs:
+                said.setdefault(out.rid, []).extend(out.token_ids)
+
+        for _ in range(3):
+            take(c.step())
+        outputs, done = c.handle(Pause("c", mode))  # type: ignore[arg-type]
+        assert isinstance(outputs, Outputs) and isinstance(done, Done) and done.ok
+        take(outputs.items)
+        assert not c.can_step and c.has_work and c.worker.unread == 0
+        c.handle(ask("late", 4))
+        assert c.scheduler.num_running == (2 if mode == "in_place" else 0)
+        (flushed,) = c.handle(FlushCache("f"))
+        assert isinstance(flushed, Done) and flushed.ok == (mode == "retract")
+        c.handle(Resume("c"))
+        while c.has_work:
+            take(c.step())
+            c.scheduler.check()
+        assert said == {"a": [3, 4, 5, 6, 7], "b": [13, 14, 15, 16, 17], "late": [4, 5, 6, 7, 8]}
+
+
+def test_a_pause_may_abort() -> None:
+    c = core()
+    c.handle(ask("a"))
+    c.step()
+    outputs, _ = c.handle(Pause("c", "abort"))
+    assert isinstance(outputs, Outputs)
+    assert [(out.rid, out.finish and out.finish.code) for out in outputs.items] == [("a", "aborted")]
+    c.handle(ask("b"))
+    c.handle(Resume("c"))
+    assert run(c)["b"][1] == "length"
+
+
+def test_each_output_goes_to_whom_it_belongs() -> None:
+    owners = Owners(c := core())
+    assert owners.handle(1, ask("a")) == owners.handle(2, ask("b")) == []
+    ((to, refusal),) = owners.handle(2, ask("a"))
+    assert to == 2 and isinstance(refusal, Outputs)
+    assert refusal.items[0].finish is not None and refusal.items[0].finish.code == "duplicate_rid"
+    assert owners.handle(2, Abort("a")) == [] and c.scheduler.num_waiting == 2  # not its own
+    sorted_outputs = owners.sort(c.step())
+    assert [(to, [out.rid for out in found.items]) for to, found in sorted_outputs] == [
+        (1, ["a"]),
+        (2, ["b"]),
+    ]  # type: ignore[union-attr]
+    ((to, stats),) = owners.handle(7, GetStats("s"))
+    assert to == 7 and isinstance(stats, Stats)
+    owners.handle(0, Gone(1))
+    assert [request.rid for request in c.scheduler._requests.values()] == ["b"]
+    owners.handle(2, Abort("b"))
+    assert not c.has_work
+    owners.handle(1, ask("b"))
+    owners.handle(2, Abort("b"))  # late, and it means the other's
+    assert c.has_work
+    ((to, ended),) = owners.handle(2, Abort("", all=True))
+    assert to == 1 and isinstance(ended, Outputs)

@@ -321,3 +321,115 @@ def test_the_last_block_of_a_prompt_is_claimed_too() -> None:
     plan, _ = step(s)
     assert plan.num_tokens == len(prompt)
     assert step(s)[0].num_tokens == 1 + 2
+
+
+# ---------------------------------------------------------------------- queues, time, priority
+def test_tokens_that_wait_are_bounded() -> None:
+    s = scheduler(max_queued_tokens=20)
+    s.add(ask("first", [1] * 30))  # alone, it may be as long as it fits
+    with pytest.raises(RequestError) as error:
+        s.add(ask("late", [1] * 5))
+    assert (error.value.status, error.value.code) == (429, "queue_full")
+    assert "30 tokens" in error.value.message and "has 5" in error.value.message
+    step(s)
+    assert s.gauges()["queued_tokens"] == 0
+    s.add(ask("late", [3] * 5))
+
+
+def test_who_waits_or_runs_too_long_ends() -> None:
+    now = 100.0
+    config = msgspec.structs.replace(DEFAULT, max_running=1, waiting_timeout=2.0, running_timeout=5.0)
+    s = Scheduler(config, PrefixCache(256, 1), (2,), 100, clock=lambda: now)
+    s.add(ask("runs", [1, 3], 200))
+    s.add(ask("waits", [4, 5], 200))
+    step(s)
+    now = 101.9
+    assert s.expire() == []
+    now = 102.1
+    (out,) = s.expire()
+    assert out.finish is not None and (out.rid, out.finish.code, out.finish.status) == (
+        "waits", "waiting_timeout", 503
+    )  # fmt: skip
+    assert out.finish.message is not None and "2.1 s" in out.finish.message
+    s.add(ask("next", [4, 5], 200))
+    now = 103.0
+    assert s.expire() == []
+    now = 105.2
+    ended = {out.rid: out.finish for out in s.expire()}
+    assert {rid: finish.code for rid, finish in ended.items() if finish is not None} == {
+        "runs": "running_timeout", "next": "waiting_timeout"
+    }  # fmt: skip
+    assert ended["runs"] is not None and ended["runs"].status == 504
+    assert not s.has_work
+    s.check()
+
+
+def test_the_urgent_take_the_place_of_the_much_less_urgent() -> None:
+    s = scheduler(max_running=2, preempt_above=10)
+    s.add(ask("low", [1, 3], 20, priority=0))
+    s.add(ask("lower", [4, 5], 20, priority=-1))
+    step(s)
+    s.add(ask("mid", [6, 7], 20, priority=9))
+    assert not step(s)[0].admits  # ten more than the least urgent is not enough: more than ten is asked
+    s.add(ask("high", [8, 9], 20, priority=10))
+    plan, _ = step(s)
+    assert [admit.rid for admit in plan.admits] == ["high"]
+    assert {request.rid for request in s._running} == {"low", "high"}
+    assert s.counters["retractions"] == 1
+    s.abort("high")
+    assert [admit.rid for admit in step(s)[0].admits] == ["mid"]
+    said: dict[str, int] = {}
+    for _ in range(60):
+        for out in step(s)[1]:
+            said[out.rid] = said.get(out.rid, 0) + len(out.token_ids)
+    assert not s.has_work and said["lower"] == 20 - 2 and said["mid"] == 19
+
+
+def test_memory_is_taken_from_the_least_urgent() -> None:
+    s = scheduler(pages=24, preempt_above=5, conservativeness=0.0)
+    s.add(ask("low", [1, 3, 4, 5], 16, priority=-20))
+    step(s)
+    for rid in ("a", "b"):
+        s.add(ask(rid, [ord(rid) - 60, 9, 8], 16))
+        step(s)
+    while s.counters["retractions"] == 0:
+        step(s)
+    assert "low" not in {request.rid for request in s._running}
+
+
+def test_low_values_first() -> None:
+    s = scheduler(max_running=1, low_priority_first=True)
+    for priority in (3, 1, 2):
+        s.add(ask(f"p{priority}", [priority, 5], 1, priority=priority))
+    order = [out.rid for _ in range(3) for out in step(s)[1]]
+    assert order == ["p1", "p2", "p3"]
+
+
+def test_no_stream_of_urgent_requests_starves_anybody() -> None:
+    s = scheduler(max_running=1, preempt_above=0)
+    s.add(ask("patient", [1, 3], 5, priority=0))
+    done = False
+    for index in range(400):
+        s.add(ask(f"u{index}", [index % 90, 4], 2, priority=100))
+        done = done or any(out.rid == "patient" and out.finish for _ in range(2) for out in step(s)[1])
+        if s.num_waiting > 3:
+            for rid in [request.rid for request in s._waiting if request.rid != "patient"]:
+                s.abort(rid)
+    assert done
+
+
+def test_retracting_all_loses_nothing() -> None:
+    s = scheduler()
+    s.add(ask("a", [1, 3], 6))
+    s.add(ask("b", [4, 5, 6], 6))
+    said: dict[str, int] = {}
+    for index in range(20):
+        for out in step(s)[1]:
+            said[out.rid] = said.get(out.rid, 0) + len(out.token_ids)
+        if index == 2:
+            s.retract_all()
+            assert (s.num_running, s.num_waiting) == (0, 2)
+            s.cache.flush()
+            assert s.cache.free_pages == s.cache.num_pages
+            s.check()
+    assert said == {"a": 6, "b": 6}

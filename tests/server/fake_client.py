@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from trunkline.messages import (
     AddRequest,
-    FlushDone,
+    Done,
     ProfileDone,
     Ready,
     RequestState,
@@ -51,6 +51,7 @@ class FakeClient:
     live: dict[str, asyncio.Event] = field(default_factory=dict)  # set: aborted
     left_early: list[str] = field(default_factory=list)
     flush_ok: bool = True
+    paused: bool = False
     looks: int = 0  # snapshots taken
     ended_sessions: list[str] = field(default_factory=list)
     forced: list[int] = field(default_factory=list)  # of each message, where they exist
@@ -164,8 +165,16 @@ class FakeClient:
     async def end_session(self, session: str) -> None:
         self.ended_sessions.append(session)
 
-    async def flush_cache(self) -> FlushDone:
-        return FlushDone("x", self.flush_ok, "dropped 3 cached tokens" if self.flush_ok else "1 request runs")
+    async def flush_cache(self) -> Done:
+        return Done("x", self.flush_ok, "dropped 3 cached tokens" if self.flush_ok else "1 request runs")
+
+    async def pause(self, mode: str) -> Done:
+        self.paused = True
+        return Done("x", True, f"{mode}, 0 wait")
+
+    async def resume(self) -> Done:
+        self.paused = False
+        return Done("x", True, "0 requests wait")
 
     async def stats(self) -> Stats:
         gauges = {

@@ -22,7 +22,16 @@ HI: dict[str, Any] = {"messages": [{"role": "user", "content": "hi"}]}
 
 # The whole inventory of what needs no key, and of what steers the server. All the rest needs the API key.
 OPEN = {"/health", "/health_generate", "/ready", "/metrics", "/", "/playground/{name}"}
-ADMIN = {"/flush_cache", "/abort_request", "/v1/live/details"}
+ADMIN = {
+    "/abort_request",
+    "/configure_logging",
+    "/continue_generation",
+    "/flush_cache",
+    "/pause_generation",
+    "/start_profile",
+    "/stop_profile",
+    "/v1/live/details",
+}
 
 
 @pytest.fixture

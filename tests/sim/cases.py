@@ -10,7 +10,7 @@ import msgspec
 from tests.sim.grammar import BAD, BREAKS
 from tests.sim.toy_lm import NUM_SAMPLED, VOCAB_SIZE, generate
 from trunkline.config.schema import SchedulerConfig
-from trunkline.messages import AddRequest
+from trunkline.messages import AddRequest, PauseMode
 from trunkline.types import CacheKey, GrammarSpec, LogprobParams, Pooling, SamplingParams, Thinking
 
 
@@ -52,6 +52,7 @@ class Case:
     mask_threads: int = 0
     compile_steps: int = 0  # most steps that a grammar takes to compile
     session_ends: dict[int, str] = field(default_factory=dict)  # step -> session
+    halts: dict[int, PauseMode] = field(default_factory=dict)  # step -> generation is paused and goes on
 
 
 def fits_context(message: AddRequest, max_context: int) -> bool:
@@ -87,9 +88,12 @@ def make_case(seed: int) -> Case:
     last = max(entry.at for entry in submissions)
     sessions = Random(f"sessions of {seed}")  # its own, so that older seeds still make their cases
     ends = _enter_sessions(sessions, submissions, last) if sessions.random() < 0.3 else {}
+    urgency = Random(f"priorities of {seed}")
     return Case(
         seed=seed,
         scheduler=SchedulerConfig(
+            preempt_above=urgency.choice((0, 1)) if urgency.random() < 0.3 else None,
+            low_priority_first=urgency.random() < 0.1,
             max_running=max_running,
             step_tokens=max(max_running, rng.choice((1, 2, 3, 5, 8, 16, 32, 256))),
             max_context=max_context,
@@ -117,7 +121,14 @@ def make_case(seed: int) -> Case:
         mask_threads=rng.choice((0, 0, 0, 2)),
         compile_steps=rng.choice((0, 0, 1, 6)),
         session_ends=ends,
+        halts=_halts(urgency, last),
     )
+
+
+def _halts(rng: Random, last: int) -> dict[int, PauseMode]:
+    modes: tuple[PauseMode, ...] = ("retract", "retract", "in_place", "abort")
+    count = rng.randrange(1, 5) if rng.random() < 0.2 else 0
+    return {rng.randrange(last + 20): rng.choice(modes) for _ in range(count)}
 
 
 def _enter_sessions(rng: Random, submissions: list[Submission], last: int) -> dict[int, str]:

@@ -21,12 +21,15 @@ from trunkline.engine.guidance import Guidance
 from trunkline.messages import (
     Abort,
     AddRequest,
+    Done,
     EndSession,
     FlushCache,
-    FlushDone,
     FromCore,
     GetStats,
     Outputs,
+    Pause,
+    PauseMode,
+    Resume,
     Shutdown,
     Stats,
     TokensOut,
@@ -155,6 +158,8 @@ class Simulation:
             self._at(entry.at, partial(self.submit, entry, entry.message))
         for step in self.case.flush_at:
             self._at(step, self.flush)
+        for step, mode in self.case.halts.items():
+            self._at(step, partial(self._halt, mode))
         for step, session in self.case.session_ends.items():
             self._at(step, partial(self.core.handle, EndSession(session)))
         for at, event in (
@@ -208,7 +213,7 @@ class Simulation:
         """First come, first served; and a row that needs one token gets it in every step."""
         config, requests = self.case.scheduler, self.scheduler._requests
         if plan.admits and config.policy == "fcfs" and not config.prefill_wait:
-            place = {rid: (-request.message.priority, request.arrival) for rid, request in requests.items()}
+            place = {rid: (-request.urgency, request.arrival) for rid, request in requests.items()}
             in_turn = [admit.rid for admit in plan.admits if requests[admit.rid].bypassed < MAX_BYPASSED]
             last = max((place[rid] for rid in in_turn), default=(-(1 << 30), 0))
             passed = [request.rid for request in self.scheduler._waiting if place[request.rid] < last]
@@ -323,14 +328,33 @@ class Simulation:
         self.counts["aborted_all" if isinstance(message, Abort) else "shut_down"] += len(items)
         self.live.clear()
 
+    def _halt(self, mode: PauseMode) -> None:
+        """Pause, let the cache be flushed where nothing holds a page, and go on."""
+        answers = self.core.handle(Pause("call", mode))
+        for out in self._items(answers):
+            if mode == "abort" and out.finish is not None and out.finish.kind == "abort":
+                self.live.pop(out.rid)
+            else:
+                self._take(out)
+        expect(isinstance(answers[-1], Done) and not self.core.can_step, "not paused")
+        self.worker.require(not self.worker.in_flight, "steps are in flight in a pause")
+        if mode != "in_place":
+            expect(self.scheduler.num_running == 0, f"{mode}: requests still run")
+            (done,) = self.core.handle(FlushCache("call"))
+            expect(isinstance(done, Done) and done.ok, "the cache can't be flushed in a pause")
+            expect(self.cache.free_pages == self.cache.num_pages, "pages are held in a pause")
+            self.counts["retracted_all"] += len(self.live) if mode == "retract" else 0
+        self._check()
+        self.core.handle(Resume("call"))
+
     @staticmethod
     def _items(answers: list[FromCore]) -> list[TokensOut]:
         return [item for answer in answers if isinstance(answer, Outputs) for item in answer.items]
 
     def flush(self) -> None:
         (answer,) = self.core.handle(FlushCache("call"))
-        expect(isinstance(answer, FlushDone) and answer.call == "call", f"answer to flush: {answer}")
-        assert isinstance(answer, FlushDone)
+        expect(isinstance(answer, Done) and answer.call == "call", f"answer to flush: {answer}")
+        assert isinstance(answer, Done)
         expect(answer.ok == (not self.live), f"flush ok={answer.ok} with {len(self.live)} live requests")
         if answer.ok:
             expect(self.cache.free_pages == self.cache.num_pages, "pages are held after a flush")

@@ -31,6 +31,7 @@ def test_random_cases_equal_naive_generation() -> None:
     floor |= {"received": 100, "flushed": 100, "refused": 50, "id_reused": 50, "request_failed": 40}
     floor |= {"aborted_waiting": 50, "aborted_prefill": 20, "aborted_decode": 30, "aborted_preempted": 3}
     floor |= {"step_failed": 15, "aborted_all": 20, "forced": 500, "withdrawn": 60, "masks": 1500}
+    floor |= {"retracted_all": 50}
     floor |= {"pooled": 100, "aborted_compiling": 10, "invalid_grammar": 10, "grammar_too_complex": 5}
     rare = {name: counts[name] for name, least in floor.items() if counts[name] < least}
     assert not rare, f"too rare to mean anything: {rare}"

@@ -43,7 +43,7 @@ class MockCore:
     def run(self) -> None:
         last_beat = 0.0
         while True:
-            for message in self._channel.receive(0.0 if self._left else BEAT_INTERVAL):
+            for _, message in self._channel.receive(0.0 if self._left else BEAT_INTERVAL):
                 match message:
                     case AddRequest():
                         self._left[message.rid] = message.params.max_new_tokens or 1
@@ -52,14 +52,14 @@ class MockCore:
                         self._left.pop(message.rid, None)
                     case GetStats():
                         counters = {"generated_tokens": float(self._generated)}
-                        self._channel.send(Stats(call=message.call, gauges={}, counters=counters))
+                        self._channel.send(Stats(call=message.call, gauges={}, counters=counters), 0)
                     case Shutdown():
                         return
             if self._left:
-                self._channel.send(Outputs(self._step()))
+                self._channel.send(Outputs(self._step()), 0)
             now = time.monotonic()
             if now - last_beat >= BEAT_INTERVAL:
-                self._channel.send(Heartbeat(self._generated, bool(self._left)))
+                self._channel.send(Heartbeat(self._generated, bool(self._left)), 0)
                 last_beat = now
 
     def _step(self) -> list[TokensOut]:
@@ -90,7 +90,7 @@ def main(path: str) -> int:
         max_running=config.scheduler.max_running,
         vocab_size=tokenizer.num_tokens,
     )
-    channel.send(ready)
+    channel.send(ready, 0)
     MockCore(channel, tokenizer.encode(SAID, add_special_tokens=False)).run()
     channel.close()
     return 0

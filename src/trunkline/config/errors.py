@@ -141,17 +141,29 @@ ERRORS: Mapping[str, Known] = {
         "no token came within the time of the probe", "look at load and log; raise limits or restart"
     ),
     "internal_error": Known("a fault of ours", "report it with the request id; the log has the details"),
+    "paused": Known("generation is paused", "POST /continue_generation"),
+    "priority_disabled": Known(
+        "the server lets no request name a priority", "leave the field out; --enable-priority-scheduling"
+    ),
     "queue_full": Known(
-        "as many requests wait as the queue holds", "retry after Retry-After; --max-queued-requests"
+        "as many requests, or prompt tokens, wait as the queue holds",
+        "retry after Retry-After; --max-queued-requests, --max-queued-tokens",
     ),
     "request_failed": Known(
         "the model gave no usable numbers for this request", "check the checkpoint and dtype"
     ),
+    "running_timeout": Known(
+        "the request ran longer than it may", "ask for fewer tokens; --request-running-timeout"
+    ),
+    "slow_reader": Known("the client left too much of its output unread", "read the stream as it comes"),
     "shutdown": Known("the server stopped while the request ran", "send it to another server"),
     "step_failed": Known(
         "a step of the engine failed; only its requests end", "retry; report it with the log"
     ),
     "too_many_requests": Known("as many HTTP requests are in progress as may be", "retry after Retry-After"),
+    "waiting_timeout": Known(
+        "the request waited longer than it may", "retry after Retry-After; --request-waiting-timeout"
+    ),
     # ------------------------------------------------------------------ flags and starting
     "bad_certificate": Known("the TLS certificate or key can't be used", "check the --ssl- flags"),
     "bad_folder": Known("a folder can't be written to", "choose another, or mend its permissions"),

@@ -179,6 +179,42 @@ class Args:
         "int", "requests that may wait; more are refused with 429", default=1024, sets="scheduler.max_queued",
         low=1, group="scheduling",
     )  # fmt: skip
+    max_queued_tokens: int | None = flag(
+        "int", "tokens of prompts that may wait; more are refused with 429. Default: 16 times what the KV "
+        "pool holds", sets="scheduler.max_queued_tokens", low=1, group="scheduling",
+    )  # fmt: skip
+    request_waiting_timeout: float = flag(
+        "float", "seconds that a request may wait for its first step before it is refused with 503; 0: any",
+        default=0.0, sets="scheduler.waiting_timeout", low=0.0, high=86400.0, group="scheduling",
+    )  # fmt: skip
+    request_running_timeout: float = flag(
+        "float", "seconds from its first step after which a request ends with 504; 0: any", default=0.0,
+        sets="scheduler.running_timeout", low=0.0, high=86400.0, group="scheduling",
+    )  # fmt: skip
+    enable_priority_scheduling: bool = flag(
+        "bool", "let requests take the place of running ones of much lower priority, which go on later. "
+        "Without it, priority only orders those that wait", sets="scheduler.preempt_above",
+        group="scheduling",
+    )  # fmt: skip
+    priority_scheduling_preemption_threshold: int = flag(
+        "int", "difference of priority that must be exceeded for that", default=10,
+        sets="scheduler.preempt_above", low=0, group="scheduling",
+    )  # fmt: skip
+    disable_priority_preemption: bool = flag(
+        "bool", "let priority only order those that wait", sets="scheduler.preempt_above", group="scheduling"
+    )
+    schedule_low_priority_values_first: bool = flag(
+        "bool", "lower values of priority come first", sets="scheduler.low_priority_first",
+        group="scheduling",
+    )  # fmt: skip
+    default_priority_value: int = flag(
+        "int", "priority of requests that name none", default=0, sets="scheduler.default_priority",
+        low=-(2**31), high=2**31 - 1, group="scheduling",
+    )  # fmt: skip
+    abort_on_priority_when_disabled: bool = flag(
+        "bool", "refuse requests that name a priority, unless --enable-priority-scheduling is given",
+        sets="scheduler.refuse_priority", group="scheduling",
+    )  # fmt: skip
     chunked_prefill_size: int | None = flag(
         "int", "most tokens of one step; longer prompts are computed in chunks. -1: whole prompts. "
         "Default: 512 on a CPU, 2048 to 16384 by memory on a GPU", sets="scheduler.step_tokens", low=1,

@@ -243,11 +243,10 @@ _REFUSED: Mapping[str, str] = {
         --enable-mis --return-input-ids --return-output-ids""",
     "never: it would run code sent by a client": "--enable-custom-logit-processor",
     "watermarking is not built yet": "--enable-watermark --watermark-config",
-    "priorities, deadlines and this scheduling knob are not built yet": """
+    "this scheduling knob is not built yet": """
         --prefill-decode-interval --prefill-decode-interval-min-bs --enable-dynamic-chunking
-        --prefill-max-requests --enable-priority-scheduling --disable-priority-preemption
-        --default-priority-value --abort-on-priority-when-disabled --schedule-low-priority-values-first
-        --priority-scheduling-preemption-threshold --retraction-policy --enable-prefill-delayer
+        --prefill-max-requests
+        --retraction-policy --enable-prefill-delayer
         --prefill-delayer-max-delay-passes --prefill-delayer-token-usage-low-watermark
         --prefill-delayer-forward-passes-buckets --prefill-delayer-wait-seconds-buckets
         --prefill-delayer-queue-min-ratio --prefill-delayer-max-delay-ms --min-free-slots-delay

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from trunkline.config.model_spec import ModelSpec
 
 SEEDLING = Path(__file__).parent.parent / "assets" / "seedling"
+QUEUED_POOLS = 16  # prompts that may wait, in KV pools: a bound on memory far beyond any useful wait
 _QUANTIZATIONS: Mapping[str | None, Weights] = {None: "plain", "int8": "int8", "int4": "int4"}
 _DTYPES: Mapping[str, DType] = {
     "float32": "float32",
@@ -191,6 +192,11 @@ def _scheduler(args: Args, demand: Demand, num_pages: int, why: dict[str, str]) 
     if args.max_running_requests is None and running > num_pages:
         running = num_pages
         why["scheduler.max_running"] = "one page for each: the KV pool has no more"
+    queued_tokens = args.max_queued_tokens
+    if queued_tokens is None:
+        queued_tokens = QUEUED_POOLS * num_pages * args.page_size
+        why["scheduler.max_queued_tokens"] = f"{QUEUED_POOLS} times what the KV pool holds"
+    preempts = args.enable_priority_scheduling and not args.disable_priority_preemption
     return SchedulerConfig(
         max_running=running,
         step_tokens=demand.step_tokens,
@@ -200,6 +206,13 @@ def _scheduler(args: Args, demand: Demand, num_pages: int, why: dict[str, str]) 
         conservativeness=args.schedule_conservativeness,
         max_queued=args.max_queued_requests,
         depth=_depth(args, demand.device, why),
+        max_queued_tokens=queued_tokens,
+        waiting_timeout=args.request_waiting_timeout,
+        running_timeout=args.request_running_timeout,
+        preempt_above=args.priority_scheduling_preemption_threshold if preempts else None,
+        low_priority_first=args.schedule_low_priority_values_first,
+        default_priority=args.default_priority_value,
+        refuse_priority=args.abort_on_priority_when_disabled and not args.enable_priority_scheduling,
         prefill_wait=not args.disable_radix_cache,
     )
 

@@ -67,6 +67,13 @@ class SchedulerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     conservativeness: float = 1.0  # scales the share of expected output reserved at admission
     max_queued: int = 1024  # waiting requests; more are refused with 429
     depth: int = 0  # steps launched ahead of the one whose tokens are known
+    max_queued_tokens: int = 2**31  # of prompts that wait; more are refused with 429
+    waiting_timeout: float = 0.0  # seconds that a request may wait for its first step; 0: as long as it takes
+    running_timeout: float = 0.0  # seconds from its first step to its last token; 0: as long as it takes
+    preempt_above: int | None = None  # a request takes the place of one whose priority is lower by more
+    low_priority_first: bool = False  # lower values come first
+    default_priority: int = 0  # of requests that name none
+    refuse_priority: bool = False  # requests may not name one
     prefill_wait: bool = True  # wait for a prefix that another request is computing
 
 

@@ -16,6 +16,7 @@ import time
 import uuid
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -24,20 +25,25 @@ import zmq.asyncio
 
 from trunkline.config.schema import EngineConfig
 from trunkline.engine.process import serve
+from trunkline.engine.unread import MAX_UNREAD, Unread
 from trunkline.messages import (
     Abort,
     AddRequest,
+    Done,
     EndSession,
     Failed,
     FlushCache,
-    FlushDone,
     FromCore,
     GetSnapshot,
     GetStats,
     Heartbeat,
+    Hello,
     Outputs,
+    Pause,
+    PauseMode,
     ProfileDone,
     Ready,
+    Resume,
     Shutdown,
     Snapshot,
     StartProfile,
@@ -50,7 +56,7 @@ from trunkline.messages import (
 )
 from trunkline.types import FinishReason, RequestError
 
-Answer = FlushDone | Stats | Snapshot | ProfileDone
+Answer = Done | Stats | Snapshot | ProfileDone
 
 log = logging.getLogger(__name__)
 
@@ -93,11 +99,13 @@ class EngineClient:
     def __init__(self, transport: Transport, watchdog_timeout: float) -> None:
         self.ready: Ready | None = None
         self.steps = 0
+        self.paused = False
         self.on_death: Callable[[str], object] = lambda reason: None  # told before its requests are
         self.fatal = asyncio.Event()  # set when the core stays dead
         self._transport = transport
         self._watchdog_timeout = watchdog_timeout
-        self._streams: dict[str, asyncio.Queue[TokensOut | RequestError]] = {}
+        self._streams: dict[str, Unread] = {}
+        self._aborts: set[asyncio.Task[None]] = set()
         self._calls: dict[str, asyncio.Future[Answer]] = {}
         self._problem: str | None = "starting"
         self._last_beat = time.monotonic()
@@ -144,7 +152,7 @@ class EngineClient:
                 param="rid",
             )
         self._require_alive()
-        outputs: asyncio.Queue[TokensOut | RequestError] = asyncio.Queue()
+        outputs = Unread()
         self._streams[request.rid] = outputs
         finished = False
         try:
@@ -166,7 +174,7 @@ class EngineClient:
         if rid in self._streams:
             await self._transport.send(Abort(rid))
             reason = FinishReason("abort", message="aborted", code="aborted")
-            self._streams[rid].put_nowait(TokensOut(rid=rid, finish=reason))
+            self._streams[rid].put(TokensOut(rid=rid, finish=reason))
 
     async def abort_all(self) -> None:
         await self._transport.send(Abort("", all=True))
@@ -175,9 +183,22 @@ class EngineClient:
         if self._problem is None:  # a core that starts anew knows of no session
             await self._transport.send(EndSession(session))
 
-    async def flush_cache(self) -> FlushDone:
+    async def flush_cache(self) -> Done:
         answer = await self._call(FlushCache)
-        assert isinstance(answer, FlushDone)
+        assert isinstance(answer, Done)
+        return answer
+
+    async def pause(self, mode: PauseMode) -> Done:
+        """Run no step until `resume`; returns when that holds. What `mode` does is said in `Pause`."""
+        answer = await self._call(partial(Pause, mode=mode))
+        assert isinstance(answer, Done)
+        self.paused = True
+        return answer
+
+    async def resume(self) -> Done:
+        answer = await self._call(Resume)
+        assert isinstance(answer, Done)
+        self.paused = False
         return answer
 
     async def stats(self) -> Stats:
@@ -288,24 +309,38 @@ class EngineClient:
             case Outputs():
                 for item in message.items:
                     stream = self._streams.get(item.rid)
-                    if stream is not None:
-                        stream.put_nowait(item)
-            case Stats() | FlushDone() | Snapshot() | ProfileDone():
+                    if stream is not None and not stream.put(item):
+                        self._give_up(item.rid)
+            case Stats() | Done() | Snapshot() | ProfileDone():
                 answer = self._calls.get(message.call)
                 if answer is not None and not answer.done():
                     answer.set_result(message)
             case Heartbeat():
-                self.steps = message.steps
+                self.steps, self.paused = message.steps, message.paused
             case Ready():
                 self.ready, self._problem = message, None
                 self._up.set()
             case Failed():
                 self._failure = message
 
+    def _give_up(self, rid: str) -> None:
+        """Nobody takes what a request says: it must not be kept without bound."""
+        log.warning("request %s: more than %d entries of its output are unread: aborted", rid, MAX_UNREAD)
+        self._streams.pop(rid).fail(
+            RequestError(
+                f"the client did not read: more than {MAX_UNREAD} tokens of output were waiting for it",
+                code="slow_reader",
+                status=503,
+            )
+        )
+        task = asyncio.ensure_future(self._transport.send(Abort(rid)))
+        self._aborts.add(task)
+        task.add_done_callback(self._aborts.discard)
+
     def _fail_all(self) -> None:
         error = self._dead()
         for stream in self._streams.values():
-            stream.put_nowait(error)
+            stream.fail(error)
         for answer in self._calls.values():
             if not answer.done():
                 answer.set_exception(error)
@@ -328,10 +363,8 @@ class ProcessTransport:
     async def run(self, deliver: Callable[[FromCore], None]) -> str:
         self._folder = Path(tempfile.mkdtemp(prefix="trunkline-"))
         path = self._folder / "core.sock"
-        socket = self._socket = zmq.asyncio.Context.instance().socket(zmq.PAIR)
-        for option, value in ((zmq.LINGER, 0), (zmq.SNDHWM, 0), (zmq.RCVHWM, 0)):
-            socket.setsockopt(option, value)
-        socket.bind(f"ipc://{path}")
+        socket = self._socket = core_socket(0, path)
+        await self.send(Hello())
         try:
             process = self._process = await asyncio.create_subprocess_exec(
                 sys.executable, "-m", self._module, str(path), stdin=asyncio.subprocess.PIPE
@@ -381,6 +414,18 @@ class ProcessTransport:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._process.wait(), seconds)
         self._release()
+        if self._process is not None:
+            await self._process.wait()  # killed or not: none is left behind
+
+
+def core_socket(frontend: int, path: Path) -> zmq.asyncio.Socket:
+    """The line of the frontend with this number to the core that listens on `path`, now or soon."""
+    socket = zmq.asyncio.Context.instance().socket(zmq.DEALER)
+    for option, value in ((zmq.LINGER, 0), (zmq.SNDHWM, 0), (zmq.RCVHWM, 0), (zmq.RECONNECT_IVL, 20)):
+        socket.setsockopt(option, value)
+    socket.setsockopt(zmq.ROUTING_ID, b"%d" % frontend)
+    socket.connect(f"ipc://{path}")
+    return socket
 
 
 def _exit_reason(code: int) -> str:
@@ -402,6 +447,7 @@ class ThreadTransport:
 
     async def run(self, deliver: Callable[[FromCore], None]) -> str:
         loop, ended = asyncio.get_running_loop(), asyncio.Event()
+        self._inbox.put(Hello())
 
         def work() -> None:
             serve(self._config, _ThreadChannel(self._inbox, loop, deliver))
@@ -435,18 +481,18 @@ class _ThreadChannel:
     ) -> None:
         self._inbox, self._loop, self._deliver = inbox, loop, deliver
 
-    def receive(self, timeout: float) -> list[ToCore]:
+    def receive(self, timeout: float) -> list[tuple[int, ToCore]]:
         messages: list[ToCore | None] = []
         with contextlib.suppress(queue.Empty):
             messages.append(self._inbox.get(timeout > 0, timeout))
             while True:
                 messages.append(self._inbox.get_nowait())
-        return [message for message in messages if message is not None]
+        return [(0, message) for message in messages if message is not None]
 
     def wake(self) -> None:
         self._inbox.put(None)
 
-    def send(self, message: FromCore) -> None:
+    def send(self, message: FromCore, to: int) -> None:
         _call_in(self._loop, self._deliver, message)
 
 

@@ -17,13 +17,17 @@ from trunkline.engine.steplog import StepLog
 from trunkline.messages import (
     Abort,
     AddRequest,
+    Done,
     EndSession,
     FlushCache,
-    FlushDone,
     FromCore,
     GetSnapshot,
     GetStats,
+    Gone,
+    Hello,
     Outputs,
+    Pause,
+    Resume,
     Shutdown,
     Snapshot,
     StartProfile,
@@ -88,6 +92,7 @@ class EngineCore:
         self.steplog = StepLog()
         self.profiler = Profiler()
         self.stopping = False
+        self.paused = False
         self._in_flight: deque[tuple[StepPlan, PendingOutput]] = deque()
         self._failed_steps = 0
 
@@ -97,8 +102,8 @@ class EngineCore:
 
     @property
     def can_step(self) -> bool:
-        """Whether a step would do anything now: not while all requests wait for their grammars."""
-        return self.scheduler.can_step or self.guidance.has_news
+        """Whether a step would do anything now: not while all requests wait for their grammars, or paused."""
+        return not self.paused and (self.scheduler.can_step or self.guidance.has_news)
 
     # ------------------------------------------------------------------ messages
     def handle(self, message: ToCore) -> list[FromCore]:
@@ -127,6 +132,13 @@ class EngineCore:
                 return [self._snapshot(message)]
             case StartProfile() | StopProfile():
                 return [self.profiler.handle(message)]
+            case Hello() | Gone():
+                return []  # of frontends, which are not known here
+            case Pause():
+                return self._pause(message)
+            case Resume():
+                self.paused = False
+                return [Done(message.call, True, f"{self.scheduler.num_waiting} requests wait")]
             case Shutdown():
                 self.stopping = True
                 reason = FinishReason(
@@ -155,13 +167,27 @@ class EngineCore:
             steps=self.steplog.records(),
         )
 
-    def _flush(self, call: str) -> FlushDone:
+    def _pause(self, message: Pause) -> list[FromCore]:
+        outputs: list[TokensOut] = []
+        self._retire(0, outputs)
+        self.paused = True
+        if message.mode == "abort":
+            reason = FinishReason("abort", message="aborted: generation was paused", code="aborted")
+            outputs += self.scheduler.abort_all(reason)
+        elif message.mode == "retract":
+            self.scheduler.retract_all()
+        left = f"{self.scheduler.num_running} requests hold their place, {self.scheduler.num_waiting} wait"
+        return [Outputs(outputs), Done(message.call, True, left)]
+
+    def expire(self) -> list[TokensOut]:
+        """Ends of requests that waited or ran for too long."""
+        return self.scheduler.expire()
+
+    def _flush(self, call: str) -> Done:
         running, waiting = self.scheduler.num_running, self.scheduler.num_waiting
-        if running or waiting:
-            return FlushDone(
-                call, False, f"{running} requests are running and {waiting} waiting: retry when idle"
-            )
-        return FlushDone(call, True, f"dropped {self.scheduler.cache.flush()} cached tokens")
+        if running or (waiting and not self.paused):
+            return Done(call, False, f"{running} requests are running and {waiting} waiting: retry when idle")
+        return Done(call, True, f"dropped {self.scheduler.cache.flush()} cached tokens")
 
     # ------------------------------------------------------------------ the loop
     def step(self) -> list[TokensOut]:

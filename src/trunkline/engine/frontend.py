@@ -19,12 +19,13 @@ import msgspec
 
 from trunkline.config.schema import SECRETS, EngineConfig
 from trunkline.engine.constraint import Constraint
+from trunkline.engine.drain import DrainRate
 from trunkline.engine.fields import INT64_MAX
 from trunkline.engine.journal import Journal, Origin, Record
 from trunkline.engine.prefix_miss import miss_report
 from trunkline.engine.sessions import SessionRef, Sessions, Turn
 from trunkline.grammar.protocol import GrammarError
-from trunkline.messages import AddRequest, FlushDone, ProfileDone, Ready, Snapshot, Stats, TokensOut
+from trunkline.messages import AddRequest, Done, PauseMode, ProfileDone, Ready, Snapshot, Stats, TokensOut
 from trunkline.text.output import OutputText
 from trunkline.text.reasoning import Reasoning, ReasoningMeter, ReasoningSplitter
 from trunkline.text.tokenizer import Tokenizer
@@ -41,7 +42,6 @@ from trunkline.types import (
     TokenLogprobs,
 )
 
-RETRY_AFTER = 1  # seconds; told to clients that are refused for load
 PART = 256  # requests of one step each that run at once, of a call with more
 
 
@@ -61,11 +61,15 @@ class CoreClient(Protocol):
     def ready(self) -> Ready | None: ...
     @property
     def health(self) -> Health: ...
+    @property
+    def paused(self) -> bool: ...
     def stream(self, request: AddRequest) -> AsyncGenerator[TokensOut, None]: ...
     async def abort(self, rid: str) -> None: ...
     async def abort_all(self) -> None: ...
     async def end_session(self, session: str) -> None: ...
-    async def flush_cache(self) -> FlushDone: ...
+    async def flush_cache(self) -> Done: ...
+    async def pause(self, mode: PauseMode) -> Done: ...
+    async def resume(self) -> Done: ...
     async def stats(self) -> Stats: ...
     async def snapshot(self) -> Snapshot: ...
     async def start_profile(
@@ -95,7 +99,7 @@ class GenerationRequest:
     params: SamplingParams = SamplingParams()
     logprobs: LogprobParams | None = None
     cache_salt: str = ""
-    priority: int = 0
+    priority: int | None = None  # None: the server's default
     add_special_tokens: bool = True
     clip_output: bool = False
     constraint: Constraint | None = None
@@ -161,6 +165,7 @@ class Frontend:
         self._seeds = random.Random(config.model.seed)
         self._capacity = config.scheduler.max_queued + client.ready.max_running
         self._live: dict[str, list[str]] = {}  # rid -> rids in the core
+        self._drain = DrainRate()
         server = config.server
         self.sessions = Sessions(
             server.max_sessions, server.max_session_tokens, server.session_timeout, self._forget_session
@@ -189,6 +194,7 @@ class Frontend:
     async def prepare(self, request: GenerationRequest) -> Prepared:
         """Check and tokenise. Raises RequestError for whatever this engine could not honour."""
         self.check_health()
+        self._check_priority(request)
         turn = None if request.session is None else self.sessions.find(request.session, request.cache_salt)
         prefix = [] if turn is None else turn.prefix
         if isinstance(request.prompt, str):
@@ -228,6 +234,14 @@ class Frontend:
                 param="require_reasoning",
             )
         return Thinking(tuple(end), request.max_thinking_tokens)
+
+    def _check_priority(self, request: GenerationRequest) -> None:
+        if self.config.scheduler.refuse_priority and request.priority is not None:
+            raise RequestError(
+                "this server lets no request name a priority (--abort-on-priority-when-disabled)",
+                code="priority_disabled",
+                param="priority",
+            )
 
     def check_health(self) -> None:
         """Raises RequestError (503) while the core makes no progress."""
@@ -342,7 +356,7 @@ class Frontend:
         try:
             for position, prepared in enumerate(batch):
                 explain = self._explain(prepared.request)
-                adds = _expand(prepared, self.config.model.weight_version, explain, traced)
+                adds = _expand(prepared, self.config, explain, traced)
                 replaced += _enter_session(prepared, [add.rid for add in adds])
                 self._live[prepared.request.rid] = [add.rid for add in adds]
                 for number, add in enumerate(adds):
@@ -381,7 +395,12 @@ class Frontend:
                 "retry later (--max-queued-requests raises it)",
                 code="queue_full",
                 status=429,
+                retry_after=self.retry_after(count),
             )
+
+    def retry_after(self, count: int) -> int:
+        """Seconds in which there should be room for `count` completions, and a tenth of the queue besides."""
+        return self._drain.seconds(count + self._capacity // 10)
 
     async def _complete(
         self, prepared: Prepared, add: AddRequest, index: int, number: int
@@ -399,7 +418,7 @@ class Frontend:
         async with aclosing(self.client.stream(add)) as outputs:
             async for out in outputs:
                 if out.finish is not None and out.finish.kind == "abort" and out.finish.status is not None:
-                    raise _refusal(out.finish, prepared.request.constraint)
+                    raise self._refusal(out.finish, prepared)
                 began = time.perf_counter() if traced else 0.0
                 delta, used, finish = text.feed(out.token_ids, out.finish)
                 thought, delta = _split(splitter, delta, finish is not None)
@@ -436,6 +455,7 @@ class Frontend:
                     held = None
                 held = chunk if held is None else _joined(held, chunk)
                 if finish is not None:
+                    self._drain.ended()
                     break
                 if not begun or len(held.token_ids) >= interval:
                     begun = True
@@ -446,6 +466,24 @@ class Frontend:
                     "the engine ended a request without a result", code="internal_error", status=500
                 )
         yield held  # after the core request is closed, so that a stop string has freed its memory already
+
+    def _refusal(self, finish: FinishReason, prepared: Prepared) -> RequestError:
+        constraint = prepared.request.constraint
+        if finish.pointer is not None and constraint is not None:
+            field, pointer = constraint.locate(finish.pointer)
+            return GrammarError(
+                finish.message or "this grammar is not supported",
+                code=finish.code or "unsupported_grammar",
+                param=field,
+                pointer=pointer,
+            )
+        return RequestError(
+            finish.message or "the engine ended the request",
+            code=finish.code or "internal_error",
+            param=finish.param,
+            status=finish.status or 500,
+            retry_after=self.retry_after(1) if finish.status in (429, 503) else None,
+        )
 
     async def abort(self, rid: str) -> None:
         """End all completions of a request; its chunks end with finish "abort". Unknown ids are ignored."""
@@ -493,10 +531,11 @@ def _joined(first: Chunk, second: Chunk) -> Chunk:
     )
 
 
-def _expand(prepared: Prepared, weight_version: str, explain: Explain, traced: bool) -> list[AddRequest]:
+def _expand(prepared: Prepared, config: EngineConfig, explain: Explain, traced: bool) -> list[AddRequest]:
     request, params = prepared.request, prepared.params
     seed = params.sampling_seed or 0
-    key = CacheKey(salt=request.cache_salt, weight_version=weight_version)
+    key = CacheKey(salt=request.cache_salt, weight_version=config.model.weight_version)
+    default = config.scheduler.default_priority
     return [
         AddRequest(
             rid=request.rid if params.n == 1 else f"{request.rid}-{i}",
@@ -504,7 +543,7 @@ def _expand(prepared: Prepared, weight_version: str, explain: Explain, traced: b
             params=msgspec.structs.replace(params, n=1, sampling_seed=(seed + i) & INT64_MAX),
             logprobs=request.logprobs,
             cache_key=key,
-            priority=request.priority,
+            priority=default if request.priority is None else request.priority,
             grammar=None if request.constraint is None else request.constraint.spec,
             thinking=prepared.thinking,
             session="" if prepared.turn is None else prepared.turn.key,
@@ -528,7 +567,9 @@ def _at_prompt(position: int, count: int, error: RequestError) -> RequestError:
     if count == 1:
         return error
     message = f"prompt {position}: {error.message}"
-    return RequestError(message, code=error.code, param=error.param, status=error.status)
+    return RequestError(
+        message, code=error.code, param=error.param, status=error.status, retry_after=error.retry_after
+    )
 
 
 async def _naming_prompt(stream: AsyncGenerator[Chunk, None], position: int) -> AsyncGenerator[Chunk, None]:
@@ -538,23 +579,6 @@ async def _naming_prompt(stream: AsyncGenerator[Chunk, None], position: int) -> 
                 yield chunk
     except RequestError as error:
         raise _at_prompt(position, 2, error) from error
-
-
-def _refusal(finish: FinishReason, constraint: Constraint | None) -> RequestError:
-    if finish.pointer is not None and constraint is not None:
-        field, pointer = constraint.locate(finish.pointer)
-        return GrammarError(
-            finish.message or "this grammar is not supported",
-            code=finish.code or "unsupported_grammar",
-            param=field,
-            pointer=pointer,
-        )
-    return RequestError(
-        finish.message or "the engine ended the request",
-        code=finish.code or "internal_error",
-        param=finish.param,
-        status=finish.status or 500,
-    )
 
 
 async def _merge(streams: Sequence[AsyncGenerator[Chunk, None]]) -> AsyncGenerator[Chunk, None]:

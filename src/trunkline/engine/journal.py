@@ -51,7 +51,7 @@ class Prompt:
     clips_output: bool
     logprobs: dict[str, Any] | None
     grammar: str | None  # its kind
-    priority: int
+    priority: int | None
     salted: bool
     max_thinking: int | None
 

@@ -238,7 +238,7 @@ def parse_call(body: Mapping[str, Any], reasoning: ReasoningFormat | None) -> Na
             params=one,
             logprobs=wanted,
             cache_salt=cache_salt(fields),
-            priority=fields.get("priority", 0),
+            priority=fields.get("priority"),
             clip_output="max_new_tokens" not in given,
             constraint=constraint,
             reasoning=reasons,

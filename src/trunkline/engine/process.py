@@ -29,7 +29,18 @@ from trunkline.engine.core import EngineCore
 from trunkline.engine.guidance import Compiler, Guidance, LateCompiler
 from trunkline.engine.leftovers import remove_dead_socket
 from trunkline.engine.logs import set_up_logging
-from trunkline.messages import Failed, FromCore, Heartbeat, Outputs, Ready, ToCore, decode_to_core, encode
+from trunkline.engine.owners import Owners
+from trunkline.messages import (
+    Failed,
+    FromCore,
+    Gone,
+    Heartbeat,
+    Hello,
+    Ready,
+    ToCore,
+    decode_to_core,
+    encode,
+)
 from trunkline.scheduler.scheduler import Scheduler
 from trunkline.text.tokenizer import Tokenizer
 from trunkline.types import RequestError
@@ -41,13 +52,14 @@ WARM_AFTER = 4  # idle beats after the start: then what the first grammar needs 
 
 
 class Channel(Protocol):
-    """The core's end of the line to its frontend."""
+    """The core's end of the line to its frontends, which have numbers. Number 0 is the process that started
+    the core."""
 
-    def receive(self, timeout: float) -> list[ToCore]:
+    def receive(self, timeout: float) -> list[tuple[int, ToCore]]:
         """Return all messages that are there; wait up to `timeout` seconds for a first one."""
         ...
 
-    def send(self, message: FromCore) -> None: ...
+    def send(self, message: FromCore, to: int) -> None: ...
 
     def wake(self) -> None:
         """End a wait in `receive`, now or the next. Called from any thread."""
@@ -104,29 +116,37 @@ def _guidance(config: EngineConfig, spec: ModelSpec) -> Guidance:
     )
 
 
-def run_loop(core: EngineCore, channel: Channel) -> None:
+def run_loop(core: EngineCore, channel: Channel, ready: Ready) -> None:
     """Serve until told to stop. Heartbeats come from this loop itself, so they stop when it does (P10)."""
     last_beat, checked, idle_beats = 0.0, True, 0
+    owners, frontends = Owners(core), set[int]()
     core.guidance.wake = channel.wake
     while not core.stopping:
         messages = channel.receive(0.0 if core.can_step else BEAT_INTERVAL)
-        for message in messages:
-            for reply in core.handle(message):
-                channel.send(reply)
+        for origin, message in messages:
+            if isinstance(message, Hello):
+                frontends.add(origin)
+                channel.send(ready, origin)
+            elif isinstance(message, Gone):
+                frontends.discard(message.frontend)
+            for to, reply in owners.handle(origin, message):
+                channel.send(reply, to)
         idle_beats = 0 if messages or core.can_step else idle_beats + 1
         if idle_beats == WARM_AFTER:
             core.guidance.warm()
+        outputs = core.expire()
         if core.can_step:
             checked = False
-            outputs = core.step()
-            if outputs:
-                channel.send(Outputs(outputs))
+            outputs += core.step()
         elif not checked and not messages:
             core.scheduler.check()  # idle for a while: the accounting must add up
             checked = True
+        for to, news in owners.sort(outputs):
+            channel.send(news, to)
         now = time.monotonic()
         if now - last_beat >= BEAT_INTERVAL:
-            channel.send(Heartbeat(core.steps, core.has_work))
+            for to in frontends:
+                channel.send(Heartbeat(core.steps, core.has_work, core.paused), to)
             last_beat = now
 
 
@@ -140,18 +160,17 @@ def serve(config: EngineConfig, channel: Channel, *, own_process: bool = False) 
             gc.freeze()
             gc.enable()
     except RequestError as error:
-        channel.send(Failed(error.message, error.code))
+        channel.send(Failed(error.message, error.code), 0)
         return False
     except Exception as error:
         log.exception("the engine core could not start")
-        channel.send(Failed(f"the engine core could not start: {error!r}", "start_failed"))
+        channel.send(Failed(f"the engine core could not start: {error!r}", "start_failed"), 0)
         return False
     try:
-        channel.send(ready)
-        run_loop(core, channel)
+        run_loop(core, channel, ready)
     except Exception as error:
         log.exception("the engine core failed")
-        channel.send(Failed(f"the engine core failed: {error!r}", "core_failed"))
+        channel.send(Failed(f"the engine core failed: {error!r}", "core_failed"), 0)
         return False
     finally:
         core.profiler.close()
@@ -160,34 +179,41 @@ def serve(config: EngineConfig, channel: Channel, *, own_process: bool = False) 
 
 
 class SocketChannel:
-    """A ZeroMQ pair socket; messages are msgpack."""
+    """A ZeroMQ router socket; messages are msgpack, and a frontend's number is its identity in decimal."""
 
     def __init__(self, path: str) -> None:
-        self._socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.PAIR)
+        self._socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.ROUTER)
         self._socket.setsockopt(zmq.LINGER, 1000)
         self._socket.setsockopt(zmq.SNDHWM, 0)
         self._socket.setsockopt(zmq.RCVHWM, 0)
-        self._socket.connect(f"ipc://{path}")
+        self._socket.setsockopt(zmq.ROUTER_HANDOVER, 1)  # a frontend that came again has its old number
+        self._socket.bind(f"ipc://{path}")
         self._event = os.eventfd(0, os.EFD_NONBLOCK)
         self._poller = zmq.Poller()
         self._poller.register(self._socket, zmq.POLLIN)
         self._poller.register(self._event, zmq.POLLIN)
+        self._known = False  # whether number 0 has come: before, nothing can be sent to it
+        self._early: list[tuple[int, ToCore]] = []
 
-    def receive(self, timeout: float) -> list[ToCore]:
-        messages: list[ToCore] = []
-        ready = dict(self._poller.poll(int(timeout * 1000)))
+    def receive(self, timeout: float) -> list[tuple[int, ToCore]]:
+        messages, self._early = self._early, []
+        ready = dict(self._poller.poll(0 if messages else int(timeout * 1000)))
         if self._event in ready:
             os.eventfd_read(self._event)
         if self._socket in ready:
             try:
                 while True:
-                    messages.append(decode_to_core(self._socket.recv(zmq.NOBLOCK)))
+                    origin, data = self._socket.recv_multipart(zmq.NOBLOCK)
+                    messages.append((int(origin), decode_to_core(data)))
             except zmq.Again:
                 pass
+        self._known = self._known or any(origin == 0 for origin, _ in messages)
         return messages
 
-    def send(self, message: FromCore) -> None:
-        self._socket.send(encode(message))
+    def send(self, message: FromCore, to: int) -> None:
+        while not self._known:  # what it says of a failed start must not be lost
+            self._early += self.receive(1.0)
+        self._socket.send_multipart((b"%d" % to, encode(message)))
 
     def wake(self) -> None:
         os.eventfd_write(self._event, 1)

@@ -108,7 +108,7 @@ def label_request(
         params=SamplingParams(max_new_tokens=1, temperature=0.0, ignore_eos=True, skip_special_tokens=False),
         logprobs=LogprobParams(token_ids=labels),
         cache_salt=cache_salt(fields),
-        priority=fields.get("priority", 0),
+        priority=fields.get("priority"),
         add_special_tokens=add_special_tokens,
     )
 

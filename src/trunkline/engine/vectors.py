@@ -85,7 +85,7 @@ def vector_request(
         prompt=prompt,
         params=SamplingParams(max_new_tokens=0, temperature=0.0),
         cache_salt=cache_salt(fields),
-        priority=fields.get("priority", 0),
+        priority=fields.get("priority"),
         pooling=pooling,
     )
 

@@ -21,6 +21,7 @@ from trunkline.kernels.ops import Activation, Kernels, Quantization
 from trunkline.layers.linear import GatedLinear, Linear
 from trunkline.layers.norm import RMSNorm
 
+_PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 _PROGRESS_AFTER = 2.0  # seconds of loading before the progress bar shows
@@ -53,7 +54,9 @@ class Checkpoint:
             return [self.folder / _SINGLE]
         names = sorted(set(self._index().values()))
         if not names:
-            raise ModelError(f"{self.folder} has neither {_SINGLE} nor {_INDEX}", "no_weights")
+            pickles = sorted(path.name for path in self.folder.iterdir() if path.suffix in _PICKLES)
+            hint = f"; {_some(pickles)} may run code when read and never are" if pickles else ""
+            raise ModelError(f"{self.folder} has neither {_SINGLE} nor {_INDEX}{hint}", "no_weights")
         missing = [name for name in names if not (self.folder / name).is_file()]
         if missing:
             raise ModelError(

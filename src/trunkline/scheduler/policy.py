@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 
 from trunkline.config.schema import Policy
 from trunkline.scheduler.request import Request
@@ -25,9 +25,24 @@ def admission_order(
 
     def rank(request: Request) -> tuple[bool, int, int]:
         overdue = request.bypassed >= MAX_BYPASSED
-        return not overdue, -request.message.priority, 0 if overdue or not lpm else -hit_tokens(request)
+        return not overdue, -request.urgency, 0 if overdue or not lpm else -hit_tokens(request)
 
     return sorted(waiting, key=rank)
+
+
+def victim(running: Sequence[Request], below: int | None, spared: Collection[Request]) -> Request | None:
+    """Who gives up its place for a request of urgency `below`: the last admitted of the least urgent. None if
+    nobody is so much less urgent; who was bypassed too often keeps its place (None: who if somebody must).
+    """
+    found: Request | None = None
+    for request in running:
+        if below is not None and (
+            request.urgency >= below or request.bypassed >= MAX_BYPASSED or request in spared
+        ):
+            continue
+        if found is None or request.urgency <= found.urgency:
+            found = request
+    return found
 
 
 def step_order(running: Iterable[Request]) -> list[Request]:

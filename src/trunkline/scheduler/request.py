@@ -41,6 +41,7 @@ class Request:
     cached_tokens: int | None = None  # prefix hit of the first admission
     retractions: int = 0
     prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)
+    urgency: int = 0  # higher goes first; its priority, or that negated
     guide: Guide | None = None  # what may come next, for a constrained output
     sent: int = 0  # output tokens handed out
     forced: list[int] = field(default_factory=list)  # positions of tokens not yet sent that were dictated

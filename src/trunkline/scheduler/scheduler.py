@@ -13,7 +13,7 @@ import bisect
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from itertools import islice
+from itertools import chain, islice
 from typing import Literal, NamedTuple, Protocol
 
 from trunkline.cache import PrefixCache
@@ -22,11 +22,13 @@ from trunkline.messages import AddRequest, RequestState, TokensOut
 from trunkline.scheduler.claims import PrefixClaims
 from trunkline.scheduler.guide import Guide
 from trunkline.scheduler.plan import Admit, PagesAt, RowOutput, RowStep, StepOutput, StepPlan, TokensAt
-from trunkline.scheduler.policy import GrowthEstimate, admission_order, step_order
+from trunkline.scheduler.policy import GrowthEstimate, admission_order, step_order, victim
 from trunkline.scheduler.request import Request
 from trunkline.scheduler.timeline import Timeline
 from trunkline.scheduler.validate import output_limit
 from trunkline.types import FinishReason, RequestError, TokenLogprobs
+
+LOOK_INTERVAL = 0.1  # seconds between two looks for requests whose time is up
 
 
 class Constraint(Protocol):
@@ -78,6 +80,7 @@ class Scheduler:
         self._eos = frozenset(eos_token_ids)
         self._jump_forward = jump_forward
         self._clock = clock
+        self._next_look = 0.0  # for requests whose time is up
         self._constraints = (NoDraftsWhenGuided(), *constraints)
         self._requests: dict[str, Request] = {}
         self._blocked: set[Request] = set()  # not to be admitted yet: their grammars are being compiled
@@ -136,6 +139,7 @@ class Scheduler:
                 status=429,
             )
         limit = output_limit(message, self.config, self.cache, self.vocab_size)
+        self._check_queued_tokens(len(message.token_ids))
         claims = (
             self._claims.fingerprints(message.cache_key, message.token_ids)
             if self._waits_for_prefixes
@@ -147,6 +151,7 @@ class Scheduler:
         length = len(message.token_ids) + limit
         timeline = Timeline(self._clock(), message.trace)
         request = Request(message, self._arrivals, length, stops, received, claims, timeline)
+        request.urgency = -message.priority if self.config.low_priority_first else message.priority
         self._arrivals += 1
         self._requests[message.rid] = request
         if message.grammar is None:
@@ -158,6 +163,21 @@ class Scheduler:
         self.counters["requests"] += 1
         self.counters["prompt_tokens"] += request.prompt_len
         return request
+
+    def _check_queued_tokens(self, prompt: int) -> None:
+        queued, limit = self.queued_tokens, self.config.max_queued_tokens
+        if queued and queued + prompt > limit:
+            raise RequestError(
+                f"prompts of {queued} tokens are waiting and this one has {prompt}, the limit is {limit}: "
+                "retry later (--max-queued-tokens raises it)",
+                code="queue_full",
+                status=429,
+            )
+
+    @property
+    def queued_tokens(self) -> int:
+        """Prompt tokens of the requests that wait."""
+        return sum(request.prompt_len for request in chain(self._waiting, self._blocked))
 
     def unblock(self, request: Request, guide: Guide) -> list[TokensOut]:
         """The grammar of a request is there: it may be admitted, in the place of its arrival."""
@@ -187,6 +207,28 @@ class Scheduler:
     def abort_all(self, reason: FinishReason | None = None) -> list[TokensOut]:
         return [out for rid in list(self._requests) for out in self.abort(rid, reason)]
 
+    def expire(self) -> list[TokensOut]:
+        """End requests that have waited for their first step, or run since then, for too long."""
+        waiting, running = self.config.waiting_timeout, self.config.running_timeout
+        now = self._clock()
+        if not (waiting or running) or now < self._next_look:
+            return []
+        self._next_look = now + LOOK_INTERVAL
+        outputs = []
+        for request in list(self._requests.values()):
+            begun = request.timeline.admitted
+            spent = now - (request.timeline.arrived if begun is None else begun)
+            limit = waiting if begun is None else running
+            if limit and spent > limit:
+                reason = _too_late(begun is not None, spent, limit, request.num_output)
+                outputs += self.abort(request.rid, reason)
+        return outputs
+
+    def retract_all(self) -> None:
+        """Take rows and pages from all running requests, and queue them again. Nothing may be in flight."""
+        for request in reversed(self._running[:]):
+            self._preempt(request)
+
     def fail(self, plan: StepPlan, reason: FinishReason) -> list[TokensOut]:
         """A step broke down: end the requests that were in it, and only those. Stands in for `retire`."""
         _, scheduled = self._next_in_flight(plan)
@@ -203,7 +245,7 @@ class Scheduler:
 
     @staticmethod
     def _place(request: Request) -> tuple[int, int]:
-        return -request.message.priority, request.arrival
+        return -request.urgency, request.arrival
 
     def _enqueue(self, request: Request) -> None:
         bisect.insort(self._waiting, request, key=self._place)
@@ -244,10 +286,7 @@ class Scheduler:
             if q_len <= 0:
                 continue
             while request.row >= 0 and not self._grow(request, request.computed + q_len):
-                victim = self._running[-1]
-                if victim in chosen:
-                    budget += chosen.pop(victim)[0]
-                self._preempt(victim)
+                budget += self._make_way(self._next_victim(), chosen)
                 preempted = True
             if request.row >= 0:
                 chosen[request] = q_len, drafts
@@ -335,20 +374,46 @@ class Scheduler:
         One that waits for another's prefix is passed over. The first that doesn't fit ends it: letting
         smaller ones past would starve it.
         """
-        if not self._waiting or not self._free_rows or budget <= 0:
+        if not self._waiting or budget <= 0 or not (self._free_rows or self._preempts):
             return
         reserved = sum(self._expected_pages(request) for request in self._running)
         for request in list(admission_order(self._waiting, self.config.policy, self._hit_tokens)):
-            if not self._free_rows or budget <= 0:
+            if budget <= 0:
                 break
             if self._is_waiting_for_prefix(request):
                 continue
             q_len = self._try_admit(request, budget, reserved)
+            while q_len == 0 and (other := self._less_urgent(request)) is not None:
+                reserved -= self._expected_pages(other)
+                budget += self._make_way(other, chosen)
+                q_len = self._try_admit(request, budget, reserved)
             if q_len == 0:
                 break
             chosen[request] = q_len, 0
             budget -= q_len
             reserved += self._expected_pages(request)
+
+    @property
+    def _preempts(self) -> bool:
+        return self.config.preempt_above is not None
+
+    def _next_victim(self) -> Request:
+        """Who must leave when pages run out: the last admitted, of the least urgent where that counts."""
+        found = victim(self._running, None, ()) if self._preempts else None
+        return found or self._running[-1]
+
+    def _less_urgent(self, request: Request) -> Request | None:
+        """A running request that gives up its place for this one."""
+        above = self.config.preempt_above
+        if above is None or self._fit(request, 1)[0] <= 0:
+            return None
+        return victim(self._running, request.urgency - above, self._admits)
+
+    def _make_way(self, request: Request, chosen: dict[Request, tuple[int, int]]) -> int:
+        """Preempt a request. Returns the part of the step's budget that it had."""
+        budget = chosen.pop(request)[0] if request in chosen else 0
+        self._preempt(request)
+        return budget
 
     def _hit_tokens(self, request: Request) -> int:
         if request.received:
@@ -372,6 +437,8 @@ class Scheduler:
 
     def _try_admit(self, request: Request, budget: int, reserved: int) -> int:
         """Give the request a row, its cached prefix and pages. Returns q_len, or 0 with nothing changed."""
+        if not self._free_rows:
+            return 0
         limit = 0 if request.received else request.prefix_limit
         lease = request.lease = self.cache.acquire(request.message.cache_key, request.tokens, limit)
         hit = request.received or len(lease.pages) * self.cache.page_size
@@ -605,6 +672,7 @@ class Scheduler:
             "running": len(self._running),
             "max_running": self.config.max_running,
             "waiting": self.num_waiting,
+            "queued_tokens": self.queued_tokens,
             "compiling": len(self._blocked),
             "pages_total": total,
             "pages_free": free,
@@ -631,6 +699,20 @@ class Scheduler:
             assert request.lease is None and request.row < 0 and request.pending == request.computed == 0
         if not self._running:
             assert self._claims.num_claims == 0, "claims of requests that left"
+
+
+def _too_late(begun: bool, spent: float, limit: float, num_output: int) -> FinishReason:
+    if begun:
+        message = (
+            f"the request ran for {spent:.1f} s and has {num_output} tokens; the limit is {limit:g} s "
+            "(--request-running-timeout): ask for fewer tokens"
+        )
+        return FinishReason("abort", message=message, code="running_timeout", status=504)
+    message = (
+        f"the request waited for {spent:.1f} s, the limit is {limit:g} s (--request-waiting-timeout): "
+        "retry later"
+    )
+    return FinishReason("abort", message=message, code="waiting_timeout", status=503)
 
 
 def _state(phase: Literal["running", "waiting", "compiling"], request: Request) -> RequestState:

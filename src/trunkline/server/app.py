@@ -30,6 +30,7 @@ from trunkline.server.call import ServedModel
 from trunkline.server.endpoint import Job
 from trunkline.server.listen import is_exposed, listening, shown_address, tls_context
 from trunkline.server.routes import build_app
+from trunkline.server.stall import StallWatch
 from trunkline.server.tools.formats import tool_format
 from trunkline.text.chat_template import ChatTemplate
 from trunkline.text.reasoning import reasoning_format
@@ -85,11 +86,14 @@ async def _serve(
         app.startup["seconds"] = round(seconds, 3)
         print(f"Trunkline is ready: {address} serves {model.name} ({seconds:.1f} s)", flush=True)
         watch = asyncio.create_task(_stop_when_dead(client, server))
+        stalls = StallWatch(asyncio.get_running_loop(), config.server.watchdog_timeout)
         try:
             await server.serve(sockets=[listener])
         except Exception as error:
             app.dumper.crashed(f"the server failed: {error!r}")
             raise
+        finally:
+            stalls.stop()
         watch.cancel()
         app.dumper.flush()
         if client.fatal.is_set():

@@ -233,7 +233,7 @@ def parse_chat(body: Mapping[str, Any], model: ServedModel) -> ChatCall:
         params=model.sampling_params(fields, max_new_tokens=None),
         logprobs=_logprob_params(fields),
         cache_salt=cache_salt(fields),
-        priority=fields.get("priority", 0),
+        priority=fields.get("priority"),
         explain_prefix=fields.get("return_prefix_miss", False),
         add_special_tokens=False,
         constraint=_in_final_message(plan, reasoning),

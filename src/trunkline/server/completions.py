@@ -187,7 +187,7 @@ def parse_completion(body: Mapping[str, Any], model: ServedModel) -> CompletionC
             params=params,
             logprobs=logprobs,
             cache_salt=cache_salt(fields),
-            priority=fields.get("priority", 0),
+            priority=fields.get("priority"),
             explain_prefix=fields.get("return_prefix_miss", False),
             clip_output="max_tokens" not in fields,
             constraint=constraint,

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Mapping
+from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 
 from trunkline.engine.fields import Number, Rule
 from trunkline.server.endpoint import Access, Endpoint, Parts
-from trunkline.server.fields import ABORT_FIELDS
+from trunkline.server.fields import ABORT_FIELDS, PAUSE_FIELDS
 from trunkline.server.http import json_response, read_body, read_query
 from trunkline.types import RequestError
 
@@ -29,6 +30,13 @@ def endpoints(parts: Parts) -> list[Endpoint]:
         Endpoint(
             "/abort_request", ("POST",), own.abort_request, Access.ADMIN, ABORT_FIELDS,
             summary="End one request, or all",
+        ),
+        Endpoint(
+            "/pause_generation", ("POST",), own.pause, Access.ADMIN, PAUSE_FIELDS,
+            summary="Run no step until /continue_generation; `mode`: what becomes of running requests",
+        ),
+        Endpoint(
+            "/continue_generation", ("POST",), own.resume, Access.ADMIN, {}, summary="Go on after a pause"
         ),
     ]  # fmt: skip
 
@@ -57,3 +65,18 @@ class _Control:
         else:
             raise RequestError("give rid, or abort_all: true", code="missing_field", param="rid")
         return json_response({})
+
+    async def pause(self, request: Request) -> Response:
+        fields = await _optional_body(request, PAUSE_FIELDS)
+        done = await self._frontend.client.pause(fields.get("mode", "abort"))
+        return json_response({"status": "ok", "message": f"paused: {done.message}"})
+
+    async def resume(self, request: Request) -> Response:
+        await _optional_body(request, {})
+        done = await self._frontend.client.resume()
+        return json_response({"status": "ok", "message": f"generating again: {done.message}"})
+
+
+async def _optional_body(request: Request, table: Mapping[str, Rule]) -> dict[str, Any]:
+    """No body is an empty object."""
+    return {} if request.headers.get("content-length") == "0" else await read_body(request, table)

@@ -207,6 +207,7 @@ DETOKENIZE_FIELDS: Mapping[str, Rule] = {
     "tokens": Items(Number(0, INT32_MAX, integer=True), ANY_LENGTH),
     "skip_special_tokens": Flag(),
 }
+PAUSE_FIELDS: Mapping[str, Rule] = {"mode": OneOf(("abort", "retract", "in_place"))}
 ABORT_FIELDS: Mapping[str, Rule] = {
     "rid": Text(longest=256),
     "abort_all": Flag(),

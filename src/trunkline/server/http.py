@@ -11,13 +11,14 @@ from typing import Any
 import msgspec
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
-from starlette.types import Receive
+from starlette.types import Message, Receive, Send
 
 from trunkline.engine.fields import Rule, drop_unknown, read_fields
-from trunkline.engine.frontend import RETRY_AFTER
 from trunkline.grammar.protocol import GrammarError
 from trunkline.types import RequestError
 
+RETRY_AFTER = 1  # seconds, where nothing better is known
+READ_TIME = 120.0  # seconds for which a client may read nothing of its answer
 BODY_TIME = 60.0  # seconds in which a body must have come
 
 log = logging.getLogger(__name__)
@@ -122,7 +123,7 @@ def error_response(
 ) -> Response:
     headers = {}
     if error.status in (429, 503):
-        headers["retry-after"] = str(RETRY_AFTER)
+        headers["retry-after"] = str(error.retry_after or RETRY_AFTER)
     if error.status == 401:
         headers["www-authenticate"] = "Bearer"
     if error.status == 413:
@@ -140,12 +141,34 @@ def internal_error(error: Exception, request_id: str) -> RequestError:
     )
 
 
-async def until_disconnect(receive: Receive, work: Coroutine[Any, Any, None]) -> None:
-    """Run `work`; cancel it when the client leaves, and raise ClientDisconnect. The body must be read."""
+class Sending:
+    """Sends, and knows how much has gone out: a client that reads nothing is told by it."""
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self.started = self.done = 0
+
+    async def __call__(self, message: Message) -> None:
+        self.started += 1
+        await self._send(message)
+        self.done += 1
+
+
+async def until_disconnect(
+    receive: Receive, sending: Sending, work: Coroutine[Any, Any, None], request_id: str
+) -> None:
+    """Run `work`; cancel it when the client leaves, or reads nothing for READ_TIME, and raise
+    ClientDisconnect. The body must be read."""
     task = asyncio.ensure_future(work)
     watch = asyncio.ensure_future(_disconnected(receive))
+    seen = -1
     try:
-        await asyncio.wait((task, watch), return_when=asyncio.FIRST_COMPLETED)
+        while not (task.done() or watch.done()):
+            await asyncio.wait((task, watch), timeout=READ_TIME, return_when=asyncio.FIRST_COMPLETED)
+            if sending.started > sending.done == seen:
+                log.warning("request %s: its client reads nothing for %g s: aborted", request_id, READ_TIME)
+                break
+            seen = sending.done
         gone = not task.done()
     finally:
         for one in (task, watch):

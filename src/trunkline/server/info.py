@@ -66,6 +66,8 @@ class _Info:
 
     async def health_generate(self, request: Request) -> Response:
         """200 when a token could be generated just now."""
+        if self._frontend.client.paused:
+            raise RequestError("generation is paused (/continue_generation)", code="paused", status=503)
         probe = GenerationRequest(
             rid=f"health-{uuid.uuid4().hex}",
             prompt=[0],

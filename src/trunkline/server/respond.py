@@ -17,7 +17,7 @@ from trunkline.engine.journal import Origin
 from trunkline.server.call import Call, Json, ServedModel
 from trunkline.server.endpoint import Handler, Parts
 from trunkline.server.framing import OPENAI, Framing
-from trunkline.server.http import internal_error, json_response, read_json, until_disconnect
+from trunkline.server.http import Sending, internal_error, json_response, read_json, until_disconnect
 from trunkline.types import RequestError
 
 TRACE_HEADERS = ("traceparent", "tracestate")
@@ -59,8 +59,9 @@ def respond(call: Call, parts: Parts, origin: Origin, framing: Framing = OPENAI)
     run = partial(events_of, call, parts, origin)
 
     async def answer(scope: Scope, receive: Receive, send: Send) -> None:
-        work = _stream(run, framing, scope, send) if call.stream else _whole(call, run, scope, send)
-        await until_disconnect(receive, work)
+        sending = Sending(send)
+        work = _stream(run, framing, scope, sending) if call.stream else _whole(call, run, scope, sending)
+        await until_disconnect(receive, sending, work, scope["request_id"])
 
     return answer
 
@@ -84,7 +85,11 @@ async def events_of(
     prepared already. `insists`: an abort is an error, not an end."""
     frontend, requests = parts.frontend, call.requests
     if most_priority is not None:
-        requests = [replace(one, priority=min(one.priority, most_priority)) for one in requests]
+        default = frontend.config.scheduler.default_priority
+        requests = [
+            replace(one, priority=min(default if one.priority is None else one.priority, most_priority))
+            for one in requests
+        ]
     record = frontend.journal.begin(origin)
     try:
         if batch is None:
@@ -115,7 +120,9 @@ def _renamed(error: RequestError, call: Call) -> RequestError:
     if name is None:
         return error
     message = error.message.replace(param, name) if "_" in param else error.message  # not the word "prompt"
-    return RequestError(message, code=error.code, param=name, status=error.status)
+    return RequestError(
+        message, code=error.code, param=name, status=error.status, retry_after=error.retry_after
+    )
 
 
 async def _whole(call: Call, run: Callable[[], AsyncGenerator[Json, None]], scope: Scope, send: Send) -> None:
