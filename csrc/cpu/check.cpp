@@ -273,6 +273,36 @@ void check_attention(long q_len, long length, long heads, long kv_heads, long di
     expect(close(out, wanted), "attention", q_len, length, dim);
 }
 
+// Every kind of row; what is chosen must be a column that may be, and with u = 0 and nothing else the first that weighs.
+void check_choose(long columns, int threads) {
+    const long count = 24;
+    Numbers logits(count * columns, false);
+    auto* rows = reinterpret_cast<float*>(logits.data.get());
+    std::vector<uint32_t> mask((columns + 31) / 32);
+    for (long c = 0; c < columns; c += 3) mask[c / 32] |= 1u << c % 32;
+    std::vector<int32_t> history{0, int32_t(columns - 1), 0};
+    std::vector<int64_t> ids{columns - 1};
+    const float bias = 0.5f;
+    const Adjustment change{history.data(), 3, 1, 1.2f, 0.5f, 0.1f, ids.data(), &bias, 1, ids.data(), columns > 1};
+    std::vector<Choice> choices;
+    std::vector<int64_t> tokens(count, -1);
+    std::vector<uint8_t> usable(count, 2);
+    for (long i = 0; i < count; i++)
+        choices.push_back({rows + i * columns, i % 2 ? &change : nullptr, i % 3 ? nullptr : mask.data(), i % 4 ? 1.4427f : 0.0f,
+                           i % 5 == 1 ? 3 : 0, i % 5 == 2 ? 0.7 : 1.0, i % 5 == 3 ? 0.2 : 0.0, double(i) / count, &tokens[i], &usable[i]});
+    rows[5 * columns] = NAN;
+    in_use().choose({choices.data(), count, columns, threads, scratch});
+    for (long i = 0; i < count; i++) {
+        const bool may = tokens[i] >= 0 && tokens[i] < columns && (!choices[i].mask || mask[tokens[i] / 32] >> tokens[i] % 32 & 1);
+        expect(usable[i] == (i != 5) && may, "choose", columns, i, tokens[i]);
+        if (i != 4) continue;
+        long best = 0;
+        for (long c = 1; c < columns; c++)
+            if (rows[i * columns + c] > rows[i * columns + best]) best = c;
+        expect(tokens[i] == best, "choose the largest", columns, tokens[i], best);
+    }
+}
+
 void check_memory(long rows, long k, bool bf16, int threads) {
     const Format format{bf16 ? Store::bfloat16 : Store::float32, 0};
     Numbers weight(rows * k, bf16), panels(num_panels(rows, false) * PANEL * padded_k(k, format), bf16, true),
@@ -325,6 +355,7 @@ void check_all(int threads) {
                     check_attention(9, 262, 6, 2, dim, 5, window, bf16, threads, asked);
                 }
             }
+        for (long columns : {1, 31, 64, 65, 1000}) check_choose(columns, threads);
         check_memory(33, 17, bf16, threads);
         check_memory(40, 64, bf16, threads);
     }
