@@ -206,7 +206,7 @@ def test_what_the_server_refuses(backend: Any) -> None:
     def program(s: Any, **more: Any) -> None:
         s += "x" + sgl.gen("a", **more)
 
-    for more, param in (({"temperature": -1.0}, "temperature"), ({"stop_regex": "x"}, "stop_regex")):
+    for more, param in (({"temperature": -1.0}, "temperature"), ({"top_p": 2.0}, "top_p")):
         with pytest.raises(RequestError) as caught:
             program.run(backend=backend, **more).sync()
         assert caught.value.status == 400 and param in str(caught.value.param)
@@ -218,6 +218,57 @@ def test_what_the_server_refuses(backend: Any) -> None:
 
     with pytest.raises(RequestError, match="images: it takes text only"):
         look.run(backend=backend).sync()
+
+
+def test_long_programs_send_what_is_new(runtime: sgl.Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Through a session, with the same answers; branches go on from the same place, and lost sessions cost
+    nothing but bytes."""
+    monkeypatch.setattr("trunkline.lang.backends.runtime_endpoint.SESSION_FROM", 64)
+    sent: list[dict[str, Any]] = []
+    endpoint = sgl.RuntimeEndpoint(runtime.url, api_key="key")
+    call = endpoint.call
+
+    async def noted(fields: dict[str, Any]) -> Any:
+        sent.append(fields)
+        return await call(fields)
+
+    @sgl.function
+    def talk(s: Any, lose: bool = False) -> None:
+        s += sgl.system("A long beginning. " * 40)
+        for turn in range(6):
+            s += sgl.user(f"What is {turn} plus 9?")
+            s += sgl.assistant(sgl.gen(f"a{turn}", max_tokens=8, temperature=0))
+            if lose and turn == 3:
+                s.sync()
+                name = next(fields["session_params"]["id"] for fields in reversed(sent))
+                sgl.global_config.run(endpoint._http.json("POST", "/close_session", {"session_id": name}))
+        forks = s.fork(2)
+        for i, fork in enumerate(forks):
+            fork += sgl.user(f"And {i}?") + sgl.assistant(sgl.gen("b", max_tokens=8, temperature=0))
+        s["b"] = [fork["b"] for fork in forks]
+
+    endpoint._has_sessions = False
+    plain = talk.run(backend=endpoint)
+    expected = {name: plain[name] for name in ("a0", "a5", "b")}
+    endpoint._has_sessions = True
+    monkeypatch.setattr(endpoint, "call", noted)
+    state = talk.run(backend=endpoint)
+    assert {name: state[name] for name in expected} == expected
+    turns = [fields for fields in sent if "session_params" in fields]
+    assert len(turns) == 8 and len({fields["session_params"]["id"] for fields in turns}) == 1
+    assert all(len(fields["input_ids"]) < 64 for fields in turns[1:])
+    assert len({fields["session_params"].get("rid") for fields in turns[-2:]}) == 1
+    sent.clear()
+    assert {name: talk.run(lose=True, backend=endpoint)[name] for name in expected} == expected
+
+    def open_sessions() -> int:
+        return int(endpoint.get_server_info()["sessions"]["open"])
+
+    assert open_sessions() >= 1
+    del state, plain
+    gc.collect()
+    while open_sessions():
+        time.sleep(0.02)
 
 
 def test_openai_interface(runtime: sgl.Runtime) -> None:

@@ -501,7 +501,12 @@ class Frontend:
         for name in SECRETS:
             config["server"][name] = None if config["server"][name] is None else "set"
         ready: dict[str, Any] = msgspec.to_builtins(self.ready)
-        return {**config, "ready": {name: value for name, value in ready.items() if name != "type"}}
+        sessions = {"open": self.sessions.num_open, "tokens": self.sessions.num_tokens}
+        return {
+            **config,
+            "sessions": sessions,
+            "ready": {name: value for name, value in ready.items() if name != "type"},
+        }
 
 
 def _split(splitter: ReasoningSplitter | None, text: str, last: bool) -> tuple[str, str]:

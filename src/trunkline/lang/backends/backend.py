@@ -17,11 +17,12 @@ class TokenPath:
     """The first `length` characters of a state's text as the token ids that the engine has in its prefix
     tree.
 
-    Never changed in place: forks share it.
+    `place`: where a backend that keeps tokens itself has them. Never changed in place: forks share it.
     """
 
     ids: Sequence[int] = ()
     length: int = 0
+    place: object = None
 
 
 @dataclass

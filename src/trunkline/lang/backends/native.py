@@ -38,6 +38,11 @@ class NativeBackend(Backend):
         """The answer, or the list of answers, to a call of /generate."""
         raise self.unsupported("generate")
 
+    async def call_from(self, path: TokenPath, fields: dict[str, Any]) -> tuple[Any, object]:
+        """`call`, and the place of its tokens: the server may have those of `path`, which the prompt may
+        begin with."""
+        return await self.call(fields), None
+
     def stream(self, fields: dict[str, Any]) -> AsyncGenerator[Answer, None]:
         """Answers whose text is cumulative."""
         raise self.unsupported("stream")
@@ -73,11 +78,11 @@ class NativeBackend(Backend):
         fields = self._prompt_fields(prompt) | {"sampling_params": sampling_fields(sampling)}
         fields |= {name: getattr(sampling, name) for name in _LOGPROBS if getattr(sampling, name) is not None}
         if sampling.n != 1 or not stream:
-            answer = await self.call(fields)
+            answer, place = await self.call_from(prompt.path, fields)
             if isinstance(answer, list):
                 yield [one["text"] for one in answer], answer[0]["meta_info"]
                 return
-            self._advance(prompt, fields, answer)
+            self._advance(prompt, fields, answer, place)
             yield answer["text"], answer["meta_info"]
             return
         shown, answer = 0, None
@@ -102,7 +107,7 @@ class NativeBackend(Backend):
                 return {"input_ids": [*known.ids, *ids]}
         return {"input_ids": self.tokenizer.encode(prompt.text)}
 
-    def _advance(self, prompt: Prompt, fields: dict[str, Any], answer: Answer) -> None:
+    def _advance(self, prompt: Prompt, fields: dict[str, Any], answer: Answer, place: object = None) -> None:
         """Note the tokens that were generated: as many of them as lie wholly in the text that is kept."""
         if self.tokenizer is None or "input_ids" not in fields:
             return
@@ -110,7 +115,7 @@ class NativeBackend(Backend):
         while ids and not kept.startswith(text := self.tokenizer.decode(ids, skip_special_tokens=False)):
             ids.pop()  # an end token, or the tokens of a stop string
         length = len(prompt.text) + (len(text) if ids else 0)
-        prompt.path = TokenPath([*fields["input_ids"], *ids], length)
+        prompt.path = TokenPath([*fields["input_ids"], *ids], length, place)
 
     async def commit(self, prompt: Prompt) -> None:
         if prompt.text:

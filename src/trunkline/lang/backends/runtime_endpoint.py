@@ -2,12 +2,38 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import uuid
+import weakref
 from collections.abc import AsyncGenerator
+from dataclasses import dataclass
 from typing import Any
 
+from trunkline.lang.backends.backend import TokenPath
 from trunkline.lang.backends.native import Answer, NativeBackend
 from trunkline.lang.global_config import global_config
 from trunkline.lang.http import HttpClient
+from trunkline.types import RequestError
+
+SESSION_FROM = 1024  # tokens of a prompt from which on a session saves more than it costs
+_LOST = frozenset(
+    {"unknown_session", "unknown_session_rid", "session_full", "session_busy", "too_many_sessions"}
+)
+
+
+class _Session:
+    """Closed on the server when no program can go on from it any more."""
+
+    def __init__(self, http: HttpClient, name: str) -> None:
+        self.name = name
+        weakref.finalize(self, _close_session, http, name).atexit = False
+
+
+@dataclass(frozen=True)
+class _Place:
+    session: _Session
+    rid: str
 
 
 class RuntimeEndpoint(NativeBackend):
@@ -27,6 +53,7 @@ class RuntimeEndpoint(NativeBackend):
         self.base_url = base_url.rstrip("/")
         headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
         self._http = HttpClient(self.base_url, headers, verify)
+        self._has_sessions = True
         self.model_info: dict[str, Any] = global_config.run(self._http.json("GET", "/get_model_info"))
         self.takes_images = bool(self.model_info.get("has_image_understanding"))
 
@@ -43,6 +70,36 @@ class RuntimeEndpoint(NativeBackend):
 
     async def call(self, fields: dict[str, Any]) -> Any:
         return await self._http.json("POST", "/generate", fields)
+
+    async def call_from(self, path: TokenPath, fields: dict[str, Any]) -> tuple[Any, object]:
+        """Long prompts go on from what a session has: only new tokens are sent. What is not there any more,
+        or has no room, is sent whole."""
+        ids = fields.get("input_ids", ())
+        if not self._has_sessions or len(ids) < SESSION_FROM or fields["sampling_params"]["n"] != 1:
+            return await self.call(fields), None
+        place, kept = path.place, len(path.ids)
+        try:
+            if isinstance(place, _Place) and ids[:kept] == path.ids:
+                session, ids = place.session, ids[kept:]
+                where = {"id": session.name, "rid": place.rid, "offset": kept}
+            else:
+                session = await self._open_session()
+                where = {"id": session.name}
+            rid = uuid.uuid4().hex
+            short = {name: value for name, value in fields.items() if name != "input_ids"}
+            short |= {"input_ids": ids} if ids else {"text": ""}
+            return await self.call({**short, "rid": rid, "session_params": where}), _Place(session, rid)
+        except RequestError as error:
+            if error.code not in _LOST:
+                raise
+            return await self.call(fields), None
+
+    async def _open_session(self) -> _Session:
+        try:
+            return _Session(self._http, await self._http.json("POST", "/open_session", {}))
+        except RequestError as error:
+            self._has_sessions = error.status == 429  # else a server without them: not asked again
+            raise RequestError(error.message, code="too_many_sessions") from error
 
     def stream(self, fields: dict[str, Any]) -> AsyncGenerator[Answer, None]:
         return self._http.events("/generate", {**fields, "stream": True})
@@ -68,3 +125,12 @@ class RuntimeEndpoint(NativeBackend):
         from trunkline.lang.backends.backend import Prompt
 
         global_config.run(self.commit(Prompt(prefix_str)))
+
+
+def _close_session(http: HttpClient, name: str) -> None:
+    async def close() -> None:
+        with contextlib.suppress(RequestError, OSError):  # it may be closed, the server may be gone
+            await http.json("POST", "/close_session", {"session_id": name})
+
+    with contextlib.suppress(RuntimeError):  # no loop any more
+        asyncio.run_coroutine_threadsafe(close(), global_config.loop())
