@@ -133,6 +133,7 @@ def test_abort_request(server: Server) -> None:
 
 
 def test_metrics_agree_with_the_core(server: Server) -> None:
+    server.http.post("/v1/completions", json={"prompt": "hello", "max_tokens": 4, "ignore_eos": True})
     server.wait(lambda: server.pages_in_use() == 0, 5)
     seen = samples(server.http.get("/metrics").text)
     core = server.http.get("/server_info").json()["internal_states"][0]
