@@ -11,7 +11,7 @@ from tools.check.source import Source, Violation, statements_at_import
 # Bottom to top. A module imports its own package and packages of lower rows, never a neighbor in its row.
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("types",),
-    ("messages",),
+    ("messages", "http"),
     ("config",),
     ("kernels", "distributed"),
     ("layers", "attention"),

@@ -17,7 +17,7 @@ import msgspec
 
 from trunkline.bench.datasets import Session
 from trunkline.bench.dialects import DIALECTS, Conversation, Usage
-from trunkline.lang.http import EndpointError, HttpClient
+from trunkline.http import EndpointError, HttpClient
 
 
 class Job(msgspec.Struct, frozen=True, kw_only=True):

@@ -12,7 +12,7 @@ from contextlib import asynccontextmanager
 from dataclasses import fields
 
 from trunkline.config.flags import Args, flags_of, spelling
-from trunkline.lang.http import HttpClient
+from trunkline.http import HttpClient
 from trunkline.types import RequestError
 
 START_TIMEOUT = 600.0  # seconds for a server to load

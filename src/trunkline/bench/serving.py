@@ -28,7 +28,7 @@ from trunkline.bench.report import peak_rss_of_tree, rate, show, spread
 from trunkline.bench.server import started_server
 from trunkline.config.cli import help_text, parse, wants_help
 from trunkline.config.flags import Args, again, flag
-from trunkline.lang.http import HttpClient
+from trunkline.http import HttpClient
 from trunkline.types import RequestError
 
 ABOUT = (

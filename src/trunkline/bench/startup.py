@@ -19,7 +19,7 @@ from trunkline.bench.server import START_TIMEOUT, free_port, server_words
 from trunkline.config.cli import help_text, parse, wants_help
 from trunkline.config.flags import Args, again, flag
 from trunkline.config.resolve import Resolved, load_config
-from trunkline.lang.http import HttpClient
+from trunkline.http import HttpClient
 from trunkline.types import RequestError
 
 ABOUT = (

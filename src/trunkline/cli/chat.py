@@ -188,7 +188,7 @@ class Remote:
     def __init__(self, options: Options) -> None:
         import asyncio
 
-        from trunkline.lang.http import HttpClient
+        from trunkline.http import HttpClient
 
         assert options.url is not None
         headers = {"Authorization": f"Bearer {options.api_key}"} if options.api_key else {}

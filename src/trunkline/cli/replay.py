@@ -15,8 +15,7 @@ from typing import Any
 
 from trunkline.config.cli import help_text, parse, wants_help
 from trunkline.config.flags import Args, again, flag
-from trunkline.engine.dump import FORMAT
-from trunkline.lang.http import EndpointError, HttpClient
+from trunkline.http import EndpointError, HttpClient
 from trunkline.types import RequestError
 
 ABOUT = (
@@ -67,6 +66,8 @@ def run(words: list[str]) -> int:
 
 def read_dump(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Head and calls of a dump. Raises RequestError for a file that is none."""
+    from trunkline.engine.dump import FORMAT  # not for the help: it loads the tokenizers
+
     try:
         lines = [json.loads(line) for line in path.read_text().splitlines() if line]
     except OSError as error:

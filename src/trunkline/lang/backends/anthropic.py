@@ -7,9 +7,9 @@ from contextlib import aclosing
 from typing import Any
 
 from trunkline.config.credentials import environment_key
+from trunkline.http import HttpClient
 from trunkline.lang.backends.backend import Backend, Piece, Prompt
 from trunkline.lang.chat_template import ChatTemplate, get_chat_template
-from trunkline.lang.http import HttpClient
 from trunkline.lang.ir import RUN_DEFAULTS, Sampling
 from trunkline.types import RequestError
 

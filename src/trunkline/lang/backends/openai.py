@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from trunkline.config.credentials import environment_key
+from trunkline.http import HttpClient
 from trunkline.lang.backends.backend import Backend, Piece, Prompt
 from trunkline.lang.backends.native import common_prefix, dtype_regex
 from trunkline.lang.chat_template import ChatTemplate, get_chat_template_by_model_path
 from trunkline.lang.choices import ChoicesDecision, mean_logprob
-from trunkline.lang.http import HttpClient
 from trunkline.lang.ir import Sampling, Select
 from trunkline.types import RequestError
 

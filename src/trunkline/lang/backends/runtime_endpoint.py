@@ -10,10 +10,10 @@ from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from typing import Any
 
+from trunkline.http import HttpClient
 from trunkline.lang.backends.backend import TokenPath
 from trunkline.lang.backends.native import Answer, NativeBackend
 from trunkline.lang.global_config import global_config
-from trunkline.lang.http import HttpClient
 from trunkline.types import RequestError
 
 SESSION_FROM = 1024  # tokens of a prompt from which on a session saves more than it costs

@@ -1,4 +1,6 @@
-"""A small HTTP/1.1 client on asyncio: JSON in, JSON or server-sent events out, connections kept for reuse."""
+"""A small HTTP/1.1 client on asyncio: JSON in, JSON or server-sent events out, connections kept for reuse.
+
+Programs, benchmarks, the terminal chat and replays speak to servers through it."""
 
 from __future__ import annotations
 

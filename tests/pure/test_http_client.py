@@ -1,4 +1,4 @@
-"""The HTTP client of the language's backends."""
+"""The HTTP client that programs and benchmarks share."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.pure.lang.fake_server import FakeServer
-from trunkline.lang.http import TRIES, EndpointError, HttpClient, _seconds
+from trunkline.http import TRIES, EndpointError, HttpClient, _seconds
 
 
 @asynccontextmanager
@@ -98,7 +98,7 @@ async def test_a_busy_server_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> 
     server = FakeServer(lambda path, body: replies.pop(0) if replies else (429, {"message": "busy"}))
     with server.running():
         async with client(server) as http:
-            monkeypatch.setattr("trunkline.lang.http.asyncio.sleep", sleep)
+            monkeypatch.setattr("trunkline.http.asyncio.sleep", sleep)
             assert await http.json("POST", "/x", {}) == {"ok": True}
             assert waits == [0.25, 0.5, 1.0]
             with pytest.raises(EndpointError, match="busy"):
