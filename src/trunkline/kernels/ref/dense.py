@@ -52,10 +52,15 @@ def pack_linear(
             levels, bias, in_features, out_features, size, quantization=quantization, scales=scales
         )
     data: Tensor | list[Tensor] = weight
+    size = weight.nbytes
     if weight.device.type == "cpu":
-        parts = weight.split(_MOST_INPUTS, dim=1)
+        # On tiles (AMX) the order of oneDNN's sums depends on the number of rows, so float32 does them there.
+        exact = weight.float() if torch.cpu._is_amx_tile_supported() else weight
+        parts = exact.split(_MOST_INPUTS, dim=1)
         data = [torch.ops.mkldnn._reorder_linear_weight(part.contiguous(), _PACK_ROWS) for part in parts]
-    return PackedLinear(data, bias, in_features, out_features, weight.nbytes)
+        bias = None if bias is None else bias.to(exact.dtype)
+        size = exact.nbytes
+    return PackedLinear(data, bias, in_features, out_features, size)
 
 
 def pack_gated(
@@ -122,10 +127,11 @@ def masked(logits: Tensor, masks: TokenMasks) -> Tensor:
 def _blocked_product(x: Tensor, packed: PackedLinear) -> Tensor:
     """Parts in order, added in float32 (a bfloat16 part comes rounded from oneDNN)."""
     product = torch.ops.mkldnn._linear_pointwise.default
-    first, *others = zip(x.split(_MOST_INPUTS, dim=1), packed.data, strict=True)
+    inputs = x.to(packed.data[0].dtype)
+    first, *others = zip(inputs.split(_MOST_INPUTS, dim=1), packed.data, strict=True)
     out: Tensor = product(*first, packed.bias, "none", [], "")
     if not others:
-        return out
+        return out.to(x.dtype)
     total = out.float()
     for part, weight in others:
         total += product(part, weight, None, "none", [], "")
