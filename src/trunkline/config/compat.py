@@ -101,7 +101,7 @@ FEATURES: tuple[Feature, ...] = (
     Feature("request", "bounded reasoning before a grammar", "max_thinking_tokens"),
     Feature("request", "which tokens a grammar dictated", "return_forced; with logprobs in a chat"),
     Feature("request", "reasoning apart from the answer", "--reasoning-parser, separate_reasoning"),
-    Feature("request", "tool calls in the formats of 19 model families", "--tool-call-parser, tools"),
+    Feature("request", "tool calls in the 17 formats of model families", "--tool-call-parser, tools"),
     Feature(
         "request",
         "interfaces of OpenAI, Anthropic and Ollama",
