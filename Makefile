@@ -63,7 +63,7 @@ docs: env-dev ## write the generated pages of docs/ anew
 sim: env-dev ## simulate 20,000 random configurations of scheduler and cache
 	@$(BIN)/python -m tests.sim --cases 20000 $(ARGS)
 
-soak: env-dev ## 64 streaming clients that come and go for 2 minutes, against a server that runs already
+soak: env-dev ## clients with all kinds of requests come and go for 2 minutes, against a server that runs already
 	@$(BIN)/python -m tests.soak $(ARGS)
 
 fuzz: env-dev ## 20,000 random calls of every route, drawn from the server's OpenAPI document

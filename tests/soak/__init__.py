@@ -1,1 +1,1 @@
-"""A server under many clients that come and go: `python -m tests.soak`."""
+"""A server under many clients with all kinds of requests, which come and go: `python -m tests.soak`."""

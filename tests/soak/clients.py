@@ -1,5 +1,5 @@
-"""Streaming clients that disconnect at random, and what must hold: the text that each request gets alone, no
-error, and nothing held when they are gone.
+"""Clients with all kinds of requests, some of which leave or abort at random, and what must hold: the answer
+that each request gets alone, no error, and nothing held when they are gone.
 """
 
 from __future__ import annotations
@@ -9,139 +9,161 @@ import json
 import random
 import re
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import httpx
 
-SYSTEMS = ("You are a helpful assistant.", "You answer briefly.", "You are a careful clerk. " * 8)
-QUESTIONS = (
-    "What is 17 + 15?",
-    "Who are you?",
-    "Sort these numbers: 9, 4, 7, 1",
-    "Spell the word lantern.",
-    "Tell me what you can do.",
-    "What is 6 x 7? Answer with the number.",
-)
+from tests.soak.cases import Case, cases, essence, extended, one_of
+from tests.soak.processes import Watch, server_processes
 
-
-@dataclass(frozen=True)
-class Case:
-    """One request body; the same body always gets the same text (P19)."""
-
-    body: dict[str, Any]
+PATIENCE = 900.0  # seconds for one answer: whoever stops the server and us with SIGSTOP is no fault
+SAMPLE_EVERY = 1.0
 
 
 @dataclass
 class Tally:
     """What the clients saw."""
 
-    finished: int = 0
-    disconnected: int = 0
+    sent: int = 0
+    finished: Counter[str] = field(default_factory=Counter)
+    left: Counter[str] = field(default_factory=Counter)  # disconnected or aborted
     wrong: list[str] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)
 
 
-def cases(seed: int, count: int = 24) -> list[Case]:
-    """Greedy and sampled chats that share system prompts, with and without stop strings."""
-    rng = random.Random(seed)
-    found = []
-    for index in range(count):
-        body: dict[str, Any] = {
-            "messages": [
-                {"role": "system", "content": rng.choice(SYSTEMS)},
-                {"role": "user", "content": rng.choice(QUESTIONS)},
-            ],
-            "max_tokens": rng.randrange(4, 48),
-            "temperature": rng.choice([0, 0.8, 1.2]),
-            "seed": index,
-            "stream": True,
-        }
-        if rng.random() < 0.3:
-            body["stop"] = [rng.choice(["e", "\n", "7", "am"])]
-        if rng.random() < 0.3:
-            body["ignore_eos"] = True
-        found.append(Case(body))
-    return found
+class Client:
+    """One connection pool's requests, and what they must answer."""
 
+    def __init__(self, http: httpx.AsyncClient, all_cases: list[Case]) -> None:
+        self.http, self.cases, self.tally = http, all_cases, Tally()
+        self.expected: list[Any] = []
 
-async def stream(client: httpx.AsyncClient, case: Case) -> AsyncGenerator[str, None]:
-    """Yield the pieces of text of one streamed chat. Raises RuntimeError for anything but a clean stream."""
-    ended = False
-    async with client.stream("POST", "/v1/chat/completions", json=case.body) as response:
+    async def learn(self) -> None:
+        """Each answer when nothing else runs."""
+        self.expected = [await self.answer(case) for case in self.cases]
+
+    async def changed(self) -> list[int]:
+        """The cases that are answered differently now."""
+        now = [await self.answer(case) for case in self.cases]
+        return [index for index, answer in enumerate(now) if answer != self.expected[index]]
+
+    async def post(self, path: str, body: dict[str, Any]) -> Any:
+        """Raises RuntimeError for anything but success."""
+        response = await self.http.post(path, json=body)
         if response.status_code != 200:
-            raise RuntimeError(f"status {response.status_code}: {(await response.aread())[:300]!r}")
-        async for line in response.aiter_lines():
-            if line == "data: [DONE]":
-                ended = True
-            elif line.startswith("data: "):
-                event = json.loads(line[6:])
-                if "error" in event:
-                    raise RuntimeError(f"error in the stream: {event['error']}")
-                for choice in event.get("choices", ()):
-                    yield choice["delta"].get("content") or ""
-    if not ended:
-        raise RuntimeError("the stream ended without [DONE]")
+            raise RuntimeError(f"{path}: status {response.status_code}: {response.text[:300]}")
+        return response.json()
 
+    async def answer(self, case: Case) -> Any:
+        if case.kind == "session":
+            return await self.session(case)
+        if case.streams:
+            return (await self.stream(case, None))[0]
+        return essence(await self.post(case.path, case.body))
 
-async def whole(client: httpx.AsyncClient, case: Case) -> str:
-    return "".join([piece async for piece in stream(client, case)])
+    async def session(self, case: Case) -> list[Any]:
+        """Three turns that go on from each other."""
+        session = await self.post("/open_session", {"capacity_of_str_len": 1000})
+        turns, where = [], {"id": session}
+        for _ in range(3):
+            turn = await self.post(case.path, {**case.body, "session_params": where})
+            turns.append(essence(turn))
+            where = {"id": session, "rid": turn["meta_info"]["id"]}
+        await self.post("/close_session", {"session_id": session})
+        return turns
 
-
-async def one_client(
-    client: httpx.AsyncClient,
-    number: int,
-    expected: dict[int, str],
-    all_cases: list[Case],
-    until: float,
-    tally: Tally,
-) -> None:
-    """Ask one thing after another; leave about a third of the streams at a random point."""
-    rng = random.Random(number)
-    while time.monotonic() < until:
-        index = rng.randrange(len(all_cases))
-        leave_after = rng.randrange(12) if rng.random() < 0.35 else None
-        text, left = "", False
-        try:
-            pieces = stream(client, all_cases[index])
-            count = 0
-            async for piece in pieces:
-                text += piece
-                count += 1
+    async def stream(self, case: Case, leave_after: int | None) -> tuple[str, bool]:
+        """The text, and whether all of it came before `leave_after` events had."""
+        text, count = "", 0
+        async with self.http.stream("POST", case.path, json=case.body) as response:
+            if response.status_code != 200:
+                raise RuntimeError(f"status {response.status_code}: {(await response.aread())[:300]!r}")
+            async for line in response.aiter_lines():
+                if line in ("data: [DONE]", 'data: {"type":"message_stop"}'):
+                    return text, True
+                if line.startswith("data: "):
+                    text = extended(text, json.loads(line[6:]))
+                    count += 1
                 if leave_after is not None and count > leave_after:
-                    left = True
-                    break
-            await pieces.aclose()
-        except (RuntimeError, httpx.HTTPError) as error:
-            tally.errors.append(f"{type(error).__name__}: {error}")
-            continue
-        if left:
-            tally.disconnected += 1
-            right = expected[index].startswith(text)
+                    return text, False
+        raise RuntimeError("the stream ended without its last event")
+
+    async def one(self, index: int, rng: random.Random) -> None:
+        """Ask one case; leave about a third of the streams, and some of the others, at a random point."""
+        case, expected = one_of(self.cases[index], self.tally.sent), self.expected[index]
+        self.tally.sent += 1
+        if case.streams:
+            text, whole = await self.stream(case, rng.randrange(12) if rng.random() < 0.35 else None)
+            right = text == expected if whole else expected.startswith(text)
+        elif case.kind == "abort":
+            text, whole = await self.abort(case, f"soak-{self.tally.sent}", rng.random() * 0.5)
+            right = text == expected["text"] if whole else expected["text"].startswith(text)
+        elif (
+            rng.random() < 0.15 and case.kind != "session"
+        ):  # a session that is left is kept, as it should be
+            whole = right = True
+            try:
+                async with asyncio.timeout(rng.random() * 0.2):
+                    text = right = await self.answer(case) == expected
+            except TimeoutError:
+                whole = False
         else:
-            tally.finished += 1
-            right = text == expected[index]
+            text, whole = await self.answer(case), True
+            right = text == expected
+        (self.tally.finished if whole else self.tally.left)[case.kind] += 1
         if not right:
-            tally.wrong.append(f"case {index}: {text!r} instead of {expected[index]!r}")
+            self.tally.wrong.append(f"{case}: {text!r} instead of {expected!r}")
+
+    async def abort(self, case: Case, rid: str, after: float) -> tuple[str, bool]:
+        """The text, and whether it was complete before the abort."""
+        asked = asyncio.create_task(self.post(case.path, {**case.body, "rid": rid}))
+        await asyncio.wait([asked], timeout=after)
+        await self.post("/abort_request", {"rid": rid})
+        answer = await asked
+        return answer["text"], answer["meta_info"]["finish_reason"]["type"] != "abort"
+
+    async def run(self, number: int, until: float) -> None:
+        rng = random.Random(number)
+        while time.monotonic() < until:
+            index = rng.randrange(len(self.cases))
+            try:
+                await self.one(index, rng)
+            except (RuntimeError, httpx.HTTPError) as error:
+                self.tally.errors.append(f"{self.cases[index].kind}: {type(error).__name__}: {error}")
+                await asyncio.sleep(0.1)
 
 
-async def gauges(client: httpx.AsyncClient) -> dict[str, float]:
-    """Values of the metrics without labels, without their prefix."""
-    text = (await client.get("/metrics")).text
+async def gauges(http: httpx.AsyncClient) -> dict[str, float]:
+    """Values of the metrics with one label at most, without their prefix."""
+    text = (await http.get("/metrics")).text
     found = re.findall(r"^trunkline:(\w+)(?:\{[^}]*\})? ([0-9.eE+-]+)$", text, re.MULTILINE)
     return {name: float(value) for name, value in found}
 
 
-async def wait_until_idle(client: httpx.AsyncClient, seconds: float = 10.0) -> dict[str, float]:
+async def wait_until_idle(http: httpx.AsyncClient, seconds: float = 10.0) -> dict[str, float]:
     """Poll until nothing runs and no page is held, or the time is up; return the last gauges."""
     end = time.monotonic() + seconds
     while True:
-        now = await gauges(client)
+        now = await gauges(http)
         held = now["num_running_reqs"] + now["num_queue_reqs"] + now["num_used_tokens"]
         if held == 0 or time.monotonic() > end:
             return now
         await asyncio.sleep(0.1)
+
+
+def progress_of(tally: Tally, watch: Watch) -> dict[str, Any]:
+    return {
+        "seconds": round(watch.times[-1], 1),
+        "finished": dict(sorted(tally.finished.items())),
+        "left": dict(sorted(tally.left.items())),
+        "errors": len(tally.errors),
+        "wrong_answers": len(tally.wrong),
+        "processes": watch.figures(),
+        "first_errors": tally.errors[:3] + tally.wrong[:3],
+    }
 
 
 async def storm(
@@ -149,47 +171,48 @@ async def storm(
     clients: int,
     seconds: float,
     seed: int = 0,
-    progress: Callable[[float, Tally], None] | None = None,
+    *,
+    report: Callable[[dict[str, Any]], None] = lambda figures: None,
+    every: float = 30.0,
 ) -> dict[str, Any]:
-    """Learn every case's text alone, then let the clients loose. Returns the figures of the run."""
-    limits = httpx.Limits(max_connections=clients + 4, max_keepalive_connections=clients + 4)
-    async with httpx.AsyncClient(base_url=url, timeout=120, limits=limits) as client:
-        all_cases = cases(seed)
-        expected = {index: await whole(client, case) for index, case in enumerate(all_cases)}
-        tally, begin = Tally(), time.monotonic()
-        running = [
-            asyncio.create_task(one_client(client, number, expected, all_cases, begin + seconds, tally))
-            for number in range(clients)
-        ]
-        while (left := [task for task in running if not task.done()]) and progress is not None:
-            progress(time.monotonic() - begin, tally)
-            await asyncio.wait(left, timeout=1.0)
+    """Learn every case's answer alone, then let the clients loose. Returns the figures of the run."""
+    limits = httpx.Limits(max_connections=2 * clients + 4, max_keepalive_connections=clients + 4)
+    async with httpx.AsyncClient(base_url=url, timeout=PATIENCE, limits=limits) as http:
+        client, watch = Client(http, cases(seed)), Watch(server_processes(url))
+        await client.learn()
+        begin, told = time.monotonic(), 0.0
+        running = [asyncio.create_task(client.run(number, begin + seconds)) for number in range(clients)]
+        while left := [task for task in running if not task.done()]:
+            watch.sample(time.monotonic() - begin)
+            if watch.times[-1] - told >= every:
+                told = watch.times[-1]
+                report(progress_of(client.tally, watch))
+            await asyncio.wait(left, timeout=SAMPLE_EVERY)
         await asyncio.gather(*running)
-        idle = await wait_until_idle(client)
-        again = [await whole(client, case) for case in all_cases]
-    changed = [index for index, text in enumerate(again) if text != expected[index]]
+        idle = await wait_until_idle(http)
+        await http.post("/flush_cache")
+        empty = await wait_until_idle(http)
+        changed = await client.changed()
     return {
         "clients": clients,
-        "seconds": round(time.monotonic() - begin, 1),
-        "finished": tally.finished,
-        "disconnected": tally.disconnected,
-        "errors": len(tally.errors),
-        "wrong_texts": len(tally.wrong),
-        "texts_changed_afterwards": len(changed),
+        **progress_of(client.tally, watch),
+        "answers_changed_afterwards": len(changed),
         "running_at_end": idle["num_running_reqs"],
         "waiting_at_end": idle["num_queue_reqs"],
         "tokens_held_at_end": idle["num_used_tokens"],
-        "first_errors": tally.errors[:3] + tally.wrong[:3],
+        "tokens_held_after_flush": empty["num_used_tokens"] + empty["num_cached_tokens"],
     }
 
 
 def is_clean(figures: dict[str, Any]) -> bool:
     bad = (
         "errors",
-        "wrong_texts",
-        "texts_changed_afterwards",
+        "wrong_answers",
+        "answers_changed_afterwards",
         "running_at_end",
         "waiting_at_end",
         "tokens_held_at_end",
+        "tokens_held_after_flush",
     )
-    return figures["finished"] > 0 and not any(figures[name] for name in bad)
+    grows = any(series["grows"] for series in figures["processes"].values())
+    return bool(figures["finished"]) and not grows and not any(figures[name] for name in bad)
