@@ -311,7 +311,8 @@ def test_a_server_that_cannot_start_is_told(capsys: pytest.CaptureFixture[str]) 
 
 # ---------------------------------------------------------------------- trunkline chat --url
 def test_chat_with_a_server(caplog: pytest.LogCaptureFixture) -> None:
-    deltas = [{"role": "assistant"}, {"content": "a"}, {"content": None}, {"content": "b"}]
+    deltas = [{"role": "assistant"}, {"reasoning_content": "hm"}, {"reasoning": "mm"}]
+    deltas += [{"content": "a"}, {"content": None}, {"content": "b"}]
     reply: Callable[[str, Any], Any] = lambda path, body: (  # noqa: E731
         (200, {"data": [{"id": "stub"}]})
         if path == "/v1/models"
@@ -321,7 +322,9 @@ def test_chat_with_a_server(caplog: pytest.LogCaptureFixture) -> None:
     with server.running():
         remote = Remote(ChatOptions(url=server.url, max_tokens=7, api_key="k"))
         try:
-            assert list(remote.reply([{"role": "user", "content": "hi"}], True)) == ["a", "b"]
+            pieces = list(remote.reply([{"role": "user", "content": "hi"}], True))
+            assert [thought for thought, _ in pieces if thought] == ["hm", "mm"]
+            assert [answer for _, answer in pieces if answer] == ["a", "b"]
             cut = remote.reply([{"role": "user", "content": "hi"}], None)
             next(cut)
             cut.close()  # as Ctrl-C does

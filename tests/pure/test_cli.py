@@ -16,6 +16,7 @@ import pytest
 import trunkline
 from trunkline.cli import chat, doctor, make_model, serve
 from trunkline.cli.main import COMMANDS, main
+from trunkline.config.cli import parse
 from trunkline.config.model_spec import load_model_spec
 from trunkline.types import RequestError
 
@@ -250,24 +251,27 @@ class Echo:
     def __init__(self) -> None:
         self.calls: list[tuple[list[dict[str, str]], bool | None]] = []
 
-    def reply(self, messages: list[dict[str, str]], think: bool | None) -> Iterator[str]:
+    def reply(self, messages: list[dict[str, str]], think: bool | None) -> Iterator[chat.Piece]:
         self.calls.append((list(messages), think))
         said = messages[-1]["content"]
         if said == "fail":
             raise RequestError("too long", code="context_too_long")
-        yield "you said "
+        yield chat.Piece("", "you said ")
         if said == "interrupt":
             raise KeyboardInterrupt
-        yield said
+        yield chat.Piece("", said)
 
     def close(self) -> None:
         pass
 
 
 def converse(
-    lines: list[str], monkeypatch: pytest.MonkeyPatch, talk: chat.Conversation | None = None
+    lines: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    talk: chat.Conversation | None = None,
+    echo: Echo | None = None,
 ) -> Echo:
-    echo, left = Echo(), iter(lines)
+    echo, left = echo or Echo(), iter(lines)
 
     def read(prompt: str = "") -> str:
         try:
@@ -307,6 +311,54 @@ def test_chat_commands(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFi
 def test_a_failed_turn_is_forgotten_and_a_cut_one_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     echo = converse(["fail", "interrupt", "more"], monkeypatch)
     assert [m["content"] for m in echo.calls[-1][0]] == ["interrupt", "you said ", "more"]
+
+
+def test_chat_shows_the_reasoning_apart(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Thinker(Echo):
+        def reply(self, messages: list[chat.Message], think: bool | None) -> Iterator[chat.Piece]:
+            self.calls.append((list(messages), think))
+            yield from (chat.Piece("what", ""), chat.Piece(" if", ""))
+            if messages[-1]["content"] == "interrupt":
+                raise KeyboardInterrupt
+            yield from (chat.Piece("?", "so"), chat.Piece("", " be it"))
+
+    lines = ["hm", "interrupt", "more"]
+    echo = converse(lines, monkeypatch, echo=Thinker())
+    marked = "[reasoning]\nwhat if?\n[/reasoning]\nso be it\n"
+    cut = "[reasoning]\nwhat if\n[/reasoning]\n\n"
+    assert capsys.readouterr().out == marked + cut + marked
+    assert [m["content"] for m in echo.calls[-1][0]] == ["hm", "so be it", "interrupt", "", "more"]
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    converse(["hm"], monkeypatch, echo=Thinker())
+    assert capsys.readouterr().out == "\033[2mwhat if?\033[0m\nso be it\n"
+
+
+@pytest.mark.parametrize("thinks", [True, False])
+def test_chat_in_this_process_tells_reasoning_by_the_template(
+    tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], thinks: bool
+) -> None:
+    template = tmp_path / "template.jinja"
+    template.write_text("{{ messages[0].content }}" + ("<think>" if thinks else "</think>"))
+    words = [
+        "--model-path",
+        str(tiny),
+        "--max-total-tokens",
+        "512",
+        "--cpu-threads",
+        "1",
+        "--max-tokens",
+        "5",
+    ]
+    words += ["--temperature", "0", "--chat-template", str(template), "--reasoning-parser", "qwen3"]
+    talker = chat.Local(parse(words, chat.Options))
+    try:
+        pieces = list(talker.reply([{"role": "user", "content": "hello"}], None))
+    finally:
+        talker.close()
+    thought, answer = ("".join(parts) for parts in zip(*pieces, strict=True))
+    assert (bool(thought), bool(answer)) == (thinks, not thinks)
 
 
 def test_chat_in_this_process(

@@ -6,15 +6,16 @@ import contextlib
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from trunkline.config.cli import help_text, parse, wants_help
 from trunkline.config.flags import Args, again, flag
-from trunkline.types import RequestError
+from trunkline.types import FinishReason, RequestError, SamplingParams
 
 ABOUT = (
     "Talk to a model. Without --url it runs in this process, the bundled one by default. In a conversation: "
-    "/reset, /system TEXT, /think (on or off), /help, /quit. Ctrl-C ends a reply, Ctrl-D the conversation."
+    "/reset, /system TEXT, /think (on or off), /help, /quit. Ctrl-C ends a reply, Ctrl-D the conversation. "
+    "Reasoning is printed dim, before the answer."
 )
 COMMANDS = """  /reset        forget the conversation
   /system TEXT  set the system message and forget the conversation
@@ -39,12 +40,19 @@ class Options(Args):
     log_level: str = again(Args, "log_level", "error")
 
 
+class Piece(NamedTuple):
+    """Of a reply: new reasoning, which comes before the answer and is no part of it, and new answer."""
+
+    thought: str
+    answer: str
+
+
 class Talker(Protocol):
     """Where replies come from."""
 
     name: str
 
-    def reply(self, messages: list[Message], think: bool | None) -> Iterator[str]:
+    def reply(self, messages: list[Message], think: bool | None) -> Iterator[Piece]:
         """Pieces of the reply as they come. Leaving early aborts it. Raises RequestError."""
         ...
 
@@ -119,11 +127,13 @@ def say(line: str, talker: Talker, talk: Conversation) -> None:
     """One turn. A reply cut short by Ctrl-C stays in the conversation; a failed turn does not."""
     talk.turns.append({"role": "user", "content": line})
     parts: list[str] = []
+    reply = talker.reply(talk.messages(), talk.think)
     try:
-        with contextlib.closing(talker.reply(talk.messages(), talk.think)) as pieces:  # type: ignore[type-var]
-            for piece in pieces:
-                parts.append(piece)
-                print(piece, end="", flush=True)
+        with contextlib.closing(reply), Screen() as screen:  # type: ignore[type-var]
+            for thought, answer in reply:
+                parts.append(answer)
+                screen.show(thought, thinking=True)
+                screen.show(answer, thinking=False)
     except KeyboardInterrupt:
         pass
     except (RequestError, OSError) as error:
@@ -134,6 +144,36 @@ def say(line: str, talker: Talker, talk: Conversation) -> None:
     talk.turns.append({"role": "assistant", "content": "".join(parts)})
 
 
+class Screen:
+    """Prints one reply: its reasoning dim in a terminal and between marks elsewhere, then the answer."""
+
+    def __init__(self) -> None:
+        dim = sys.stdout.isatty()
+        self._begin, self._end = ("\033[2m", "\033[0m\n") if dim else ("[reasoning]\n", "\n[/reasoning]\n")
+        self._thinking = False
+
+    def __enter__(self) -> Screen:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._end_thought()
+
+    def show(self, text: str, *, thinking: bool) -> None:
+        if not text:
+            return
+        if thinking and not self._thinking:
+            print(self._begin, end="")
+            self._thinking = True
+        elif not thinking:
+            self._end_thought()
+        print(text, end="", flush=True)
+
+    def _end_thought(self) -> None:
+        if self._thinking:
+            print(self._end, end="", flush=True)
+        self._thinking = False
+
+
 class Local:
     """An engine in this process."""
 
@@ -141,6 +181,7 @@ class Local:
         from trunkline.config.model_spec import load_model_spec
         from trunkline.engine.offline import Engine
         from trunkline.text.chat_template import ChatTemplate
+        from trunkline.text.reasoning import reasoning_format
 
         given = {f.name: getattr(options, f.name) for f in fields(Args) if f.name != "accepted"}
         self._engine = Engine(**given)
@@ -157,6 +198,7 @@ class Local:
                 param="--chat-template",
             )
         self._template = template
+        self._format = reasoning_format(options.reasoning_parser, template.source)
         self._params: dict[str, Any] = {
             **load_model_spec(model.path).generation_defaults,
             "max_new_tokens": options.max_tokens,
@@ -164,19 +206,31 @@ class Local:
         if options.temperature is not None:
             self._params["temperature"] = options.temperature
 
-    def reply(self, messages: list[Message], think: bool | None) -> Iterator[str]:
+    def reply(self, messages: list[Message], think: bool | None) -> Iterator[Piece]:
+        from trunkline.server.chat_prompt import chat_prompt
+        from trunkline.text.output import OutputText
+        from trunkline.text.reasoning import ReasoningSplitter
+
         known = "enable_thinking" in self._template.variables
         if think is not None and not known:
             raise RequestError("this model's template cannot switch thinking", code="no_thinking")
-        prompt = self._template.render(
-            messages, variables={"enable_thinking": think} if think is not None else {}
-        )
-        ids = self._engine.tokenizer.encode(prompt, add_special_tokens=False)
+        asked = {"messages": messages, "chat_template_kwargs": {"enable_thinking": think}}
+        prompt = chat_prompt(self._template, asked, None, self._format, bounded=False)
+        words = self._engine.tokenizer
+        ids = words.encode(prompt.text, add_special_tokens=False)
+        marks = prompt.reasoning.format.marks if prompt.reasoning is not None else ()
+        text = OutputText(words, SamplingParams(), shown=words.special_ids_of(marks))
+        splitter = ReasoningSplitter(prompt.reasoning) if prompt.reasoning is not None else None
         done = 0
         for answer in self._engine.generate(input_ids=ids, sampling_params=self._params, stream=True):
             assert isinstance(answer, dict)
-            yield answer["text"][done:]
-            done = len(answer["text"])
+            end = answer["meta_info"]["finish_reason"]
+            finish = None if end is None else FinishReason(end["type"], matched=end.get("matched"))
+            new, _, _ = text.feed(answer["output_ids"][done:], finish)
+            done = len(answer["output_ids"])
+            yield Piece("", new) if splitter is None else Piece(*splitter.feed(new))
+        if splitter is not None:
+            yield Piece(*splitter.flush())
 
     def close(self) -> None:
         self._engine.shutdown()
@@ -208,7 +262,7 @@ class Remote:
         if options.max_tokens is not None:
             self._body["max_tokens"] = options.max_tokens
 
-    def reply(self, messages: list[Message], think: bool | None) -> Iterator[str]:
+    def reply(self, messages: list[Message], think: bool | None) -> Iterator[Piece]:
         body = {**self._body, "messages": messages}
         if think is not None:
             body["chat_template_kwargs"] = {"enable_thinking": think}
@@ -216,8 +270,10 @@ class Remote:
         try:
             while (event := self._loop.run_until_complete(anext(stream, None))) is not None:
                 for choice in event.get("choices", ()):
-                    if text := choice.get("delta", {}).get("content"):
-                        yield text
+                    delta = choice.get("delta", {})
+                    # Other servers call it `reasoning`.
+                    thought = delta.get("reasoning_content") or delta.get("reasoning") or ""
+                    yield Piece(thought, delta.get("content") or "")
         finally:
             self._loop.run_until_complete(stream.aclose())
 

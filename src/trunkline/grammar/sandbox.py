@@ -7,6 +7,7 @@ at standard input; at its end, and when a compilation runs far beyond its time, 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import resource
 import signal
@@ -95,12 +96,15 @@ class Sandbox:
 
     def compile(self, spec: GrammarSpec) -> str:
         """The grammar's text. Raises GrammarError; `grammar_too_complex` if it takes too long or too much."""
-        connection = self._start()
-        try:
-            connection.send_bytes(msgspec.msgpack.encode(spec))
-            data = _receive(connection, self._seconds)
-        except (EOFError, OSError):
-            data = None
+        data = None
+        # One that ends before its time was perhaps killed while it was idle: a fresh one tells.
+        for _ in range(2):
+            connection = self._start()
+            with contextlib.suppress(EOFError, OSError):
+                connection.send_bytes(msgspec.msgpack.encode(spec))
+                data = _receive(connection, self._seconds)
+                break
+            self.close()
         if data is None:
             self.close()
             raise GrammarError(
@@ -132,8 +136,11 @@ class Sandbox:
         with theirs:
             self._process = subprocess.Popen([sys.executable, "-m", __name__], stdin=theirs.fileno())
         self._connection = Connection(ours.detach())
-        self._connection.send_bytes(self._setup)
-        if _receive(self._connection, START_TIME) is None:
+        ready = None
+        with contextlib.suppress(EOFError, OSError):
+            self._connection.send_bytes(self._setup)
+            ready = _receive(self._connection, START_TIME)
+        if ready is None:
             self.close()
             raise GrammarError("the grammar compiler does not start", code="grammar_unavailable")
         return self._connection

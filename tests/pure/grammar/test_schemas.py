@@ -16,11 +16,14 @@ import psutil
 import pytest
 
 from tests.pure.grammar.support import accepts, allowed, backend, compile_, eos_id, sample, tokenizer
+from trunkline.grammar import sandbox as sandbox_module
 from trunkline.grammar.automaton import Automaton
 from trunkline.grammar.compiler import GrammarCompiler, backend_compiler
+from trunkline.grammar.json_text import Layout
 from trunkline.grammar.numbers import NumberRange, plain_text
 from trunkline.grammar.protocol import Grammar, GrammarError, GrammarSpec
 from trunkline.grammar.regex import match_language, search_language
+from trunkline.grammar.sandbox import Sandbox
 
 
 class Schemas:
@@ -442,6 +445,33 @@ def test_a_warm_compiler_has_a_sandbox_that_only_takes_what_is_left() -> None:
     assert [os.sched_getscheduler(child.pid) for child in children] == [os.SCHED_IDLE]
     compiler.close()
     assert not any(child.is_running() for child in children)
+
+
+def test_a_sandbox_that_was_killed_is_no_fault_of_the_grammar(monkeypatch: pytest.MonkeyPatch) -> None:
+    words = tokenizer()
+    sandbox = Sandbox("llguidance", words, [eos_id()], Layout(), seconds=30.0, memory=1 << 30)
+    sandbox.start()
+    killed = sandbox._process
+    assert killed is not None
+    killed.kill()
+    killed.wait()
+    monkeypatch.setattr(killed, "poll", lambda: None)  # nobody has noticed when the grammar comes
+    assert sandbox.compile(GrammarSpec("choices", '["a"]'))
+    assert sandbox._process is not killed
+
+    asked = []
+
+    def receive(connection: Any, seconds: float) -> bytes:
+        if seconds != 30.0:
+            return b"it is up"
+        asked.append(sandbox._process)
+        raise EOFError
+
+    monkeypatch.setattr(sandbox_module, "_receive", receive)
+    with pytest.raises(GrammarError) as caught:  # a grammar that ends each one of them is the fault
+        sandbox.compile(GrammarSpec("choices", '["b"]'))
+    assert caught.value.code == "grammar_too_complex" and len(set(asked)) == 2 == len(asked)
+    sandbox.close()
 
 
 def test_objects_beyond_the_bits_of_a_state() -> None:
