@@ -130,11 +130,14 @@ def test_generation_config(tmp_path: Path) -> None:
     [
         ({"pooling_mode_lasttoken": True, "pooling_mode_mean_tokens": False}, "last"),
         ({"pooling_mode_mean_tokens": True, "word_embedding_dimension": 64}, "mean"),
-        ({"pooling_mode_cls_token": True}, None),
-        ({"pooling_mode_mean_tokens": True, "pooling_mode_max_tokens": True}, None),
+        ({"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False}, "cls_token"),
+        ({"pooling_mode_mean_tokens": True, "pooling_mode_max_tokens": True}, "mean + max_tokens"),
+        ({"pooling_mode": "mean"}, "mean"),
+        ({"pooling_mode": "weightedmean"}, "weightedmean"),
+        ({"pooling_mode_mean_tokens": False}, "no pooling"),
     ],
 )
-def test_pooling_of_sentence_transformers(tmp_path: Path, modes: dict[str, Any], pooling: str | None) -> None:
+def test_pooling_of_sentence_transformers(tmp_path: Path, modes: dict[str, Any], pooling: str) -> None:
     path = write(tmp_path)
     assert load_model_spec(path).pooling is None
     (tmp_path / "1_Pooling").mkdir()

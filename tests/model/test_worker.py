@@ -129,6 +129,18 @@ def test_vectors_do_not_depend_on_chunks_or_rows(worker: ModelWorker, kind: Pool
         assert pooled(worker, kind, *chunks, row=2) == whole
 
 
+def test_only_pooled_rows_need_no_output_head(worker: ModelWorker, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    for name in ("top", "logits"):
+        product = getattr(worker.model, name)
+        monkeypatch.setattr(worker.model, name, lambda *a, f=product: calls.append(1) or f(*a))
+    alone = pooled(worker, "last", 7)
+    assert alone and not calls
+    admits = [admit(IDS, [2, 3], row=1, pooling="last"), admit(IDS, [4, 5], row=2)]
+    together = step(worker, (1, 7, True), (2, 7, True), admits=admits)
+    assert calls and together[0].embedding == alone and not together[1].embedding
+
+
 def test_a_state_that_is_not_finite_ends_a_pooled_row(worker: ModelWorker) -> None:
     for kind in POOLINGS:
         step(worker, (0, 4, False), admits=[admit(IDS, [0, 1], pooling=kind)])

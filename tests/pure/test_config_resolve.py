@@ -127,6 +127,17 @@ def test_threads_come_from_the_flag_the_environment_or_the_cores() -> None:
 
 
 # ---------------------------------------------------------------------- steps
+def test_a_pooling_that_is_not_built_must_be_replaced_by_name() -> None:
+    for asked in ("cls_token", "mean + max_tokens", "weightedmean"):
+        error = refusal(Args(), spec(pooling=asked))
+        assert (error.code, error.param) == ("unsupported_pooling", "pooling")
+        assert asked in error.message and "--pooling" in error.message
+        resolved = resolve(Args(pooling="mean"), spec(pooling=asked), MACHINE)
+        assert resolved.config.model.pooling == "mean"
+    assert resolve(Args(), spec(pooling="mean"), MACHINE).config.model.pooling == "mean"
+    assert resolve(Args(), spec(), MACHINE).config.model.pooling == "last"
+
+
 def test_steps() -> None:
     def step(machine: object = MACHINE, **flags: int) -> tuple[int, int]:
         scheduler = resolve(Args(**flags), spec(), machine).config.scheduler  # type: ignore[arg-type]

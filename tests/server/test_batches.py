@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
+import sqlite3
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -17,7 +19,7 @@ from tests.server.conftest import http_client, make_app
 from tests.server.fake_client import FakeClient
 from trunkline.config.schema import EngineConfig
 from trunkline.server import batch_runner
-from trunkline.server.batch_runner import PRIORITY, check_lines
+from trunkline.server.batch_runner import PRIORITY, BatchRunner, check_lines
 from trunkline.server.storage import Storage, lines_of
 from trunkline.text.tokenizer import Tokenizer
 from trunkline.types import FinishReason, RequestError
@@ -423,6 +425,90 @@ async def test_a_batch_is_ended_in_one_transaction(tmp_path: Path) -> None:
     assert done is not None and done["request_counts"] == {"total": 1, "completed": 1, "failed": 0}
     assert storage.path(done["output_file_id"]).read_bytes() == b"{}\n"
     storage.close()
+
+
+def dies(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The process ends before a batch's end is written, as far as the storage can tell."""
+
+    def killed(*_: Any, **__: Any) -> None:
+        raise asyncio.CancelledError
+
+    monkeypatch.setattr(Storage, "finish_batch", killed)
+
+
+@pytest.mark.parametrize("status", ["expired", "cancelled"])
+async def test_killed_before_the_end_is_written(
+    client: FakeClient,
+    tokenizer: Tokenizer,
+    stored: EngineConfig,
+    monkeypatch: pytest.MonkeyPatch,
+    status: str,
+) -> None:
+    """All lines have their result, but the batch is not over: it ends as it would have."""
+    client.delay = 0.05
+    lines = [line(f"id-{i}", HI) for i in range(100)]
+    with monkeypatch.context() as patch:
+        dies(patch)
+        async with serving(client, tokenizer, stored) as api:
+            key = await start(api, lines, window="1s" if status == "expired" else "24h")
+            if status == "cancelled":
+                await until(api, key, lambda batch: batch["request_counts"]["completed"] > 0)
+                await api.post(f"/v1/batches/{key}/cancel")
+            filled = await until(api, key, lambda batch: sum(batch["request_counts"].values()) == 200)
+    assert filled["status"] == ("finalizing" if status == "expired" else "cancelling")
+    asked = len(client.added)
+    async with serving(client, tokenizer, stored) as api:
+        batch = await ended(api, key)
+        found = await results(api, batch)
+    assert batch["status"] == status and len(found) == 100 and len(client.added) == asked
+    assert {r["error"]["code"] for r in found.values() if r["error"]} == {f"batch_{status}"}
+
+
+def results_left(config: EngineConfig) -> int:
+    path = Path(config.server.file_storage_path) / "index.sqlite3"
+    with contextlib.closing(sqlite3.connect(path)) as db:
+        (rows,) = db.execute("SELECT count(*) FROM results").fetchone()
+        (used,) = db.execute("SELECT bytes FROM used").fetchone()
+        (files,) = db.execute("SELECT coalesce(sum(bytes), 0) FROM files").fetchone()
+    assert rows or used == files
+    return int(rows)
+
+
+async def test_a_batch_that_fails_on_the_way_keeps_what_has_finished(
+    api: Api, client: FakeClient, stored: EngineConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = BatchRunner._run_line
+
+    async def broken(self: Any, batch: Any, number: int, text: bytes) -> None:
+        if number == 3:
+            await asyncio.sleep(0.2)
+            raise ValueError("a fault")
+        await run(self, batch, number, text)
+
+    monkeypatch.setattr(BatchRunner, "_run_line", broken)
+    batch = await ended(api, await start(api, [line(f"id-{i}", HI) for i in range(3)]))
+    assert (batch["status"], batch["errors"]["data"][0]["code"]) == ("failed", "internal_error")
+    assert batch["failed_at"] and set(await results(api, batch)) == {"id-0", "id-1"}
+    assert batch["request_counts"] == {"total": 3, "completed": 2, "failed": 0}
+    assert results_left(stored) == 0
+
+
+async def test_results_count_against_the_bound(
+    client: FakeClient, tokenizer: Tokenizer, stored: EngineConfig
+) -> None:
+    lines = [line(f"id-{i}", HI) for i in range(40)]
+    most = len("\n".join(lines)) + 5000
+    small = replace(stored, server=replace(stored.server, file_storage_bytes=most))
+    async with serving(client, tokenizer, small) as api:
+        batch = await ended(api, await start(api, lines))
+        found = await results(api, batch)
+        files = (await api.get("/v1/files")).json()["data"]
+    (problem,) = batch["errors"]["data"]
+    assert (batch["status"], problem["code"]) == ("failed", "storage_full")
+    assert "--file-storage-size" in problem["message"] and str(most) in problem["message"]
+    assert 0 < len(found) < 40 and batch["request_counts"]["completed"] == len(found)
+    assert most - 1000 < sum(file["bytes"] for file in files) <= most
+    assert results_left(stored) == 0
 
 
 async def test_a_disk_that_refuses_is_told(tmp_path: Path) -> None:

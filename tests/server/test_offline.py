@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import trunkline
@@ -182,6 +183,25 @@ def test_vectors_do_not_depend_on_company_or_cache(engine: Any) -> None:
         engine.encode("a", dimensions=4096)
     with pytest.raises(RequestError, match="is no field"):
         engine.encode("a", dimension=3)
+    assert idle(engine)
+
+
+def test_rerank_compares_each_document_with_its_query(engine: Any) -> None:
+    pairs = [("cats", "a cat"), ["dogs", "dogs"], ("cats", "a boat")]
+    results = engine.rerank(pairs, rid="mine")
+    vectors = {text: np.float32(engine.encode(text)["embedding"]) for pair in pairs for text in pair}
+    assert [result["score"] for result in results] == [float(vectors[a] @ vectors[b]) for a, b in pairs]
+    assert results[1]["score"] == pytest.approx(1) and results[1]["embedding"] == results[1]["score"]
+    assert results[0]["meta_info"]["method"] == "embedding"
+    assert [result["meta_info"]["id"] for result in results] == ["mine-2", "mine-3", "mine-4"]
+    again = asyncio.run(engine.async_rerank(pairs))
+    assert [result["score"] for result in again] == [result["score"] for result in results]
+    for bad, code in (([], "out_of_range"), ([["a"]], "out_of_range"), (["ab"], "invalid_type")):
+        with pytest.raises(RequestError) as caught:
+            engine.rerank(bad)
+        assert caught.value.code == code and str(caught.value.param).startswith("prompt")
+    with pytest.raises(RequestError, match="is no field"):
+        engine.rerank(pairs, top=3)
     assert idle(engine)
 
 

@@ -69,6 +69,9 @@ ERRORS: Mapping[str, Known] = {
     "unsupported_field": Known(
         "the field is known but nothing here serves it", "leave it out; the message may name another way"
     ),
+    "unsupported_pooling": Known(
+        "the model folder asks for a way to make vectors that is not built", "name --pooling last or mean"
+    ),
     "unsupported_route": Known("the loaded model can't do what this route is for", "load a model that can"),
     # ------------------------------------------------------------------ grammars
     "grammar_failed": Known(

@@ -330,7 +330,7 @@ class Args:
         "user's data folder", sets="server.file_storage_path", group="server",
     )  # fmt: skip
     file_storage_size: int = flag(
-        "size", "most bytes of all files of /v1/files together; 0 refuses files and batches",
+        "size", "most bytes of all files of /v1/files and results of batches together; 0 refuses both",
         default=10 * 2**30, sets="server.file_storage_bytes", metavar="SIZE", low=0, group="server",
     )  # fmt: skip
     max_batch_requests: int | None = flag(

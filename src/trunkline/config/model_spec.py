@@ -15,7 +15,7 @@ from types import MappingProxyType
 from typing import Any, Literal
 
 from trunkline.config.schema import DTYPE_BYTES, KVType
-from trunkline.types import Pooling, RequestError
+from trunkline.types import RequestError
 
 # The layers built for each architecture; `models/registry.py` maps the same names to code.
 ARCHITECTURES: tuple[str, ...] = (
@@ -98,7 +98,7 @@ class ModelSpec:
     activation: Literal["silu", "gelu", "gelu_tanh"] = "silu"  # of the gate
     attention_scale: float | None = None  # of scores; None: head_dim ** -0.5
     attention_soft_cap: float = 0.0  # scaled scores s become cap * tanh(s / cap); 0: they stay
-    pooling: Pooling | None = None  # how sentence-transformers pools it, where the folder says so
+    pooling: str | None = None  # how sentence-transformers pools it: a `Pooling`, or another in its words
 
     def kv_bytes_per_token(self, dtype: KVType) -> int:
         """Bytes of keys and values of one token over all layers; a scale takes two."""
@@ -172,13 +172,19 @@ def _read_json(path: Path) -> dict[str, Any] | None:
     return value
 
 
-def _pooling(folder: Path) -> Pooling | None:
-    """Of a folder that sentence-transformers wrote; None where it asks for another way, or for none."""
-    modes = _read_json(folder / "1_Pooling" / "config.json") or {}
-    asked = {name for name, value in modes.items() if name.startswith("pooling_mode_") and value is True}
-    if asked == {"pooling_mode_lasttoken"}:
-        return "last"
-    return "mean" if asked == {"pooling_mode_mean_tokens"} else None
+def _pooling(folder: Path) -> str | None:
+    """Of a folder that sentence-transformers wrote: "last", "mean", or other ways by its names."""
+    modes = _read_json(folder / "1_Pooling" / "config.json")
+    if modes is None:
+        return None
+    prefix = "pooling_mode_"
+    asked = [
+        name.removeprefix(prefix) for name, on in modes.items() if name.startswith(prefix) and on is True
+    ]
+    if "pooling_mode" in modes:
+        asked.append(str(modes["pooling_mode"]))
+    known = {"lasttoken": "last", "mean_tokens": "mean", "mean": "mean"}
+    return " + ".join(known.get(name, name) for name in asked) or "no pooling"
 
 
 class _Reader:

@@ -156,6 +156,15 @@ def _model(args: Args, demand: Demand, why: dict[str, str]) -> ModelConfig:
     if args.pooling is None and demand.spec.pooling is not None:
         why["model.pooling"] = "1_Pooling/config.json"
     pooling = args.pooling or demand.spec.pooling or "last"
+    if pooling not in ("last", "mean"):
+        raise RequestError(
+            f"1_Pooling/config.json in {demand.spec.path} asks for {pooling[:200]}, which is not built: name "
+            "--pooling last or --pooling mean. Vectors then are not what the model was trained for; "
+            "generated text does not depend on it",
+            code="unsupported_pooling",
+            param="pooling",
+            status=500,
+        )
     return ModelConfig(
         path=demand.spec.path,
         tokenizer_path=args.tokenizer_path or "",

@@ -111,7 +111,7 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     session_timeout: float = 600.0  # seconds without use after which a session is closed
     response_store_bytes: int = 256 * 2**20  # all stored responses together
     file_storage_path: str = ""  # folder of files and batches; "": there is none
-    file_storage_bytes: int = 10 * 2**30  # all files together
+    file_storage_bytes: int = 10 * 2**30  # all files and results of batches together
     batch_running: int = 8  # lines of batches in progress at once
     watchdog_timeout: float = 300.0  # seconds without progress after which the core is declared dead
 

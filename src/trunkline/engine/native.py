@@ -303,6 +303,12 @@ def sampling_params(fields: Mapping[str, Any], defaults: Mapping[str, Any] | Non
     return SamplingParams(**values)
 
 
+def request_ids(fields: Mapping[str, Any], prefix: str, count: int) -> list[str]:
+    """Ids of `count` prompts: the client's, or new ones."""
+    rid = fields.get("rid") or f"{prefix}-{uuid.uuid4().hex}"
+    return [rid] if count == 1 else [f"{rid}-{i}" for i in range(count)]
+
+
 def cache_salt(fields: Mapping[str, Any]) -> str:
     """One salt of the two fields that separate caches; different pairs give different salts."""
     pair = [fields.get(name, "") for name in ("extra_key", "cache_salt")]

@@ -6,7 +6,7 @@ import asyncio
 import queue
 import threading
 import weakref
-from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Iterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -31,6 +31,7 @@ from trunkline.engine.native import (
     parse_call,
 )
 from trunkline.engine.profiling import PROFILE_FIELDS, start_profile, stop_profile
+from trunkline.engine.reranking import Ranker, ranks_of
 from trunkline.engine.scoring import ScoreResult, parse_score, scores_of
 from trunkline.engine.vectors import check_dimensions, parse_encode, vectors_of
 from trunkline.text.chat_template import ChatTemplate
@@ -68,6 +69,7 @@ class Engine:
         self._reasoning = reasoning_format(
             server.reasoning_parser, "" if template is None else template.source
         )
+        self._ranker = Ranker(template, self.tokenizer, self.config.model.pooling)
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="trunkline-frontend", daemon=True)
         self._thread.start()
@@ -185,6 +187,26 @@ class Engine:
         call = parse_score(body)
         batch = await self._frontend.prepare_all(call.requests)
         return await scores_of(call, self._frontend.run(batch))
+
+    def rerank(self, prompt: Sequence[Sequence[str]], **fields: Any) -> list[Answer]:
+        """How well the document answers the query of each pair (query, document), in the order given.
+
+        A dict each: "score", the same as "embedding" (SGLang's name), and "meta_info". What a score is, and
+        `fields`, such as instruct, are those of POST /v1/rerank. Raises RequestError.
+        """
+        return self._wait(self._rerank(_given({"prompt": prompt}, fields)))
+
+    async def async_rerank(self, prompt: Sequence[Sequence[str]], **fields: Any) -> list[Answer]:
+        """`rerank` for asyncio."""
+        body = _given({"prompt": prompt}, fields)
+        results: list[Answer] = await asyncio.wrap_future(self._submit(self._rerank(body)))
+        return results
+
+    async def _rerank(self, body: Mapping[str, Any]) -> list[Answer]:
+        ranking = self._ranker.parse(body)
+        batch = await self._frontend.prepare_all(ranking.requests)
+        ranks = await ranks_of(ranking, self._frontend.run(batch))
+        return [{"score": one.score, "embedding": one.score, "meta_info": one.meta} for one in ranks]
 
     async def _answers(self, call: NativeCall) -> AsyncGenerator[Answer, None]:
         """Runs on the engine's loop."""

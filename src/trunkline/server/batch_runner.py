@@ -109,38 +109,48 @@ class BatchRunner:
 
     # ------------------------------------------------------------------ one batch
     async def _run_batch(self, batch: Json) -> None:
-        key = batch["id"]
         try:
-            if batch["status"] == "validating" and not await self._validate(batch):
-                return
-            reason = await self._run_lines(batch)
-            await self._end(batch, reason)
-        except RequestError as error:  # of the storage: tried again with the next look
-            log.error("batch %s: %s", key, error.message)
+            reason, problems = await self._outcome(batch)
+            await self._end(batch, reason, problems)
+        except Exception as error:  # most often the storage's: tried again with the next look
+            known = isinstance(error, RequestError)
+            log.error("batch %s: %s", batch["id"], error, exc_info=None if known else error)
             await asyncio.sleep(RETRY)
+
+    async def _outcome(self, batch: Json) -> tuple[str | None, list[Json]]:
+        """Run the lines. Returns why not all of them were run, and the problems that the batch fails with."""
+        if batch["status"] == "finalizing":
+            return None, []
+        try:
+            if batch["status"] == "validating":
+                problems = await self._validate(batch)
+                if problems:
+                    return None, problems
+            return await self._run_lines(batch), []
+        except RequestError as error:
+            if error.code != "storage_full":
+                raise
+            code, message = error.code, error.message
         except Exception:
-            log.exception("batch %s failed", key)
-            problem = {"code": "internal_error", "message": "internal error", "param": None, "line": None}
-            errors = {"object": "list", "data": [problem]}
-            await self._change(key, LIVE, status="failed", failed_at=_now(), errors=errors)
+            log.exception("batch %s failed", batch["id"])
+            code, message = "internal_error", "internal error"
+        return None, [{"code": code, "message": message, "param": None, "line": None}]
 
     async def _change(self, key: str, only_from: tuple[str, ...], **fields: Any) -> Json | None:
         return await self._storage.run(partial(self._storage.change_batch, key, only_from, **fields))
 
-    async def _validate(self, batch: Json) -> bool:
-        """Whether all lines are requests. If not, the batch fails with what is wrong."""
+    async def _validate(self, batch: Json) -> list[Json]:
+        """What is wrong with lines that are no requests. If nothing is, the batch is in progress."""
         path = self._storage.path(batch["input_file_id"])
         total, errors = await asyncio.to_thread(
             check_lines, lines_of(path, self._longest), batch["endpoint"], self._longest
         )
         if errors:
-            shown = {"object": "list", "data": errors}
-            await self._change(batch["id"], ("validating",), status="failed", failed_at=_now(), errors=shown)
-            return False
+            return errors
         counts = {"total": total, "completed": 0, "failed": 0}
         changes = {"status": "in_progress", "in_progress_at": _now(), "request_counts": counts}
         await self._change(batch["id"], ("validating",), **changes)
-        return True
+        return []
 
     async def _run_lines(self, batch: Json) -> str | None:
         """Run what has no result yet. Returns the error code of lines that can't be run any more."""
@@ -234,14 +244,21 @@ class BatchRunner:
             await asyncio.sleep(RETRY)
 
     # ------------------------------------------------------------------ its end
-    async def _end(self, batch: Json, reason: str | None) -> None:
-        key = batch["id"]
-        if reason is None:
-            await self._change(key, ("in_progress",), status="finalizing", finalizing_at=_now())
-        else:
-            await self._fill(key, reason)
-        status = {None: "completed", "batch_expired": "expired", "batch_cancelled": "cancelled"}[reason]
-        ended = {"status": status, f"{status}_at": _now()}
+    async def _end(self, batch: Json, reason: str | None, problems: list[Json]) -> None:
+        """How the batch ends is written down first: a process that goes on from there ends it likewise."""
+        key, now = batch["id"], _now()
+        changes: Json = {"status": "finalizing", "finalizing_at": now}
+        if problems:
+            changes |= {"failed_at": now, "errors": {"object": "list", "data": problems}}
+        elif reason == "batch_expired":
+            changes["expired_at"] = now
+        decided = await self._change(key, LIVE if problems else ("in_progress",), **changes)
+        assert decided is not None
+        status = "cancelled" if decided["status"] == "cancelling" else "completed"
+        status = next((name for name in ("failed", "expired") if decided[f"{name}_at"]), status)
+        if status in ("expired", "cancelled"):
+            await self._fill(key, f"batch_{status}")
+        ended = {"status": status, f"{status}_at": decided[f"{status}_at"] or now}
         await self._storage.run(partial(self._storage.finish_batch, key, LIVE, **ended))
 
     async def _fill(self, key: str, reason: str) -> None:
@@ -261,7 +278,7 @@ class BatchRunner:
                     custom_id = msgspec.json.decode(line)["custom_id"]
                     error = {"code": reason, "message": message}
                     result = {"id": _line_id(), "custom_id": custom_id, "response": None, "error": error}
-                    self._storage.add_result(key, number, True, msgspec.json.encode(result))
+                    self._storage.add_result(key, number, True, msgspec.json.encode(result), bounded=False)
 
         await self._storage.run(fill)
 

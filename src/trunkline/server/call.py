@@ -6,7 +6,6 @@ The streamed response is the events, the other one is `join` of the same events:
 from __future__ import annotations
 
 import time
-import uuid
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -77,12 +76,6 @@ class ServedModel:
         given = {TO_SAMPLING.get(name, name): value for name, value in fields.items()}
         known = {name: given[name] for name in SamplingParams.__struct_fields__ if name in given}
         return sampling_params(known, {"max_new_tokens": max_new_tokens, **self.defaults})
-
-
-def request_ids(fields: Mapping[str, Any], prefix: str, count: int) -> list[str]:
-    """Ids of `count` prompts: the client's, or new ones."""
-    rid = fields.get("rid") or f"{prefix}-{uuid.uuid4().hex}"
-    return [rid] if count == 1 else [f"{rid}-{i}" for i in range(count)]
 
 
 def includes_usage(fields: Mapping[str, Any]) -> bool:

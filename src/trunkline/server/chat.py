@@ -14,9 +14,9 @@ from typing import Any
 from trunkline.engine.constraint import Constraint, take_constraint
 from trunkline.engine.fields import read_fields
 from trunkline.engine.frontend import Chunk, GenerationRequest, Prepared
-from trunkline.engine.native import cache_salt
+from trunkline.engine.native import cache_salt, request_ids
 from trunkline.engine.usage import Usage
-from trunkline.server.call import Json, ServedModel, includes_usage, request_ids, usage_dict
+from trunkline.server.call import Json, ServedModel, includes_usage, usage_dict
 from trunkline.server.chat_prompt import chat_prompt
 from trunkline.server.details import Details
 from trunkline.server.endpoint import Access, Endpoint, Parts

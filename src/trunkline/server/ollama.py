@@ -34,8 +34,9 @@ from trunkline.engine.fields import (
     wrong_type,
 )
 from trunkline.engine.frontend import Chunk, GenerationRequest, Prepared
+from trunkline.engine.native import request_ids
 from trunkline.engine.usage import Usage
-from trunkline.server.call import Json, ServedModel, request_ids
+from trunkline.server.call import Json, ServedModel
 from trunkline.server.endpoint import Access, Endpoint, Handler, Parts
 from trunkline.server.fields import ANY_LENGTH, MAX_MESSAGES, MAX_TOOLS, TOOL
 from trunkline.server.framing import OLLAMA

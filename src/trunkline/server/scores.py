@@ -9,44 +9,28 @@ from typing import Any
 
 from trunkline.engine.fields import INT32_MAX, Flag, Items, Number, Rule, Text, read_fields
 from trunkline.engine.frontend import Chunk, GenerationRequest, Prepared
-from trunkline.engine.scoring import (
-    SCORE_FIELDS,
-    ScoreCall,
-    label_request,
-    label_scores,
-    parse_score,
-    scores_of,
-)
-from trunkline.engine.vectors import last_chunks, unit_vector, vector_request
-from trunkline.server.call import Json, ServedModel, request_ids
+from trunkline.engine.reranking import MAX_PAIRS, PAIR_FIELDS, Rank, Ranker, Ranking, ranks_of
+from trunkline.engine.scoring import SCORE_FIELDS, ScoreCall, parse_score, scores_of
+from trunkline.server.call import Json, ServedModel
 from trunkline.server.endpoint import Access, Endpoint, Parts
 from trunkline.server.fields import ANY_LENGTH
 from trunkline.server.respond import generation
-from trunkline.text.chat_template import ChatTemplate
-from trunkline.types import Pooling, RequestError
-
-MAX_DOCUMENTS = 2048
-
-# The prompt that Qwen3-Reranker was trained with (its model card); other chat models understand it too.
-_SYSTEM = (
-    "Judge whether the Document meets the requirements based on the Query and the Instruct provided. "
-    'Note that the answer can only be "yes" or "no".'
-)
-_INSTRUCT = "Given a web search query, retrieve relevant passages that answer the query"
+from trunkline.types import RequestError
 
 RERANK_FIELDS: Mapping[str, Rule] = {
     "model": Text(),
     "query": Text(ANY_LENGTH),
-    "documents": Items(Text(ANY_LENGTH), MAX_DOCUMENTS, fewest=1),
-    "instruct": Text(ANY_LENGTH),
+    "documents": Items(Text(ANY_LENGTH), MAX_PAIRS, fewest=1),
     "top_n": Number(1, INT32_MAX, integer=True),
     "return_documents": Flag(),
-    **{name: SCORE_FIELDS[name] for name in ("rid", "priority", "extra_key", "cache_salt", "user")},
+    **{name: rule for name, rule in PAIR_FIELDS.items() if name != "prompt"},
 }
 
 
 def endpoints(parts: Parts) -> list[Endpoint]:
-    rerank = partial(parse_rerank, pooling=parts.frontend.config.model.pooling)
+    pooling = parts.frontend.config.model.pooling
+    ranker = Ranker(parts.model.template, parts.model.tokenizer, pooling)
+    rerank = partial(parse_rerank, ranker=ranker)
     return [
         Endpoint(
             path, ("POST",), generation(parse, parts), Access.USER, fields, summary=summary
@@ -102,15 +86,17 @@ def parse_scoring(body: Mapping[str, Any], model: ServedModel) -> ScoringCall:
 
 @dataclass(frozen=True, kw_only=True)
 class RerankCall:
-    """A parsed /v1/rerank request. `judged`: each request asks yes or no about a document; else the first is
-    the query's vector, and the others are the documents'."""
+    """A parsed /v1/rerank request."""
 
-    requests: list[GenerationRequest]
+    ranking: Ranking
     documents: list[str]
-    judged: bool
     top_n: int | None
     return_documents: bool
     stream: bool = False
+
+    @property
+    def requests(self) -> list[GenerationRequest]:
+        return self.ranking.requests
 
     @property
     def names(self) -> Mapping[str, str]:
@@ -119,75 +105,29 @@ class RerankCall:
     async def events(
         self, batch: Sequence[Prepared], chunks: AsyncGenerator[Chunk, None]
     ) -> AsyncGenerator[Json, None]:
-        last = await last_chunks(chunks, len(batch))
-        if self.judged:
-            scores = [label_scores(chunk, 1.0)[0] for chunk in last]
-        else:
-            query, *vectors = (unit_vector(chunk.embedding) for chunk in last)
-            scores, last = [float(query @ vector) for vector in vectors], last[1:]
-        order = sorted(range(len(scores)), key=lambda index: (-scores[index], index))[: self.top_n]
-        yield {"results": [self._result(index, scores[index], last[index]) for index in order]}
+        ranks = await ranks_of(self.ranking, chunks)
+        order = sorted(range(len(ranks)), key=lambda index: (-ranks[index].score, index))[: self.top_n]
+        yield {"results": [self._result(index, ranks[index]) for index in order]}
 
-    def _result(self, index: int, score: float, chunk: Chunk) -> Json:
+    def _result(self, index: int, rank: Rank) -> Json:
         document = {"document": self.documents[index]} if self.return_documents else {}
-        meta = {
-            "id": chunk.rid,
-            "method": "yes_no" if self.judged else "embedding",
-            "prompt_tokens": chunk.prompt_tokens,
-            "cached_tokens": chunk.cached_tokens,
-        }
-        return {"score": score, "index": index, **document, "meta_info": meta}
+        return {"score": rank.score, "index": index, **document, "meta_info": rank.meta}
 
     def join(self, events: Sequence[Json]) -> Any:
         return events[-1]["results"]
 
 
-def parse_rerank(body: Mapping[str, Any], model: ServedModel, *, pooling: Pooling) -> RerankCall:
-    """Check a request. Raises RequestError.
-
-    A model that has a chat template, and yes and no as single tokens, judges; others compare vectors.
-    """
+def parse_rerank(body: Mapping[str, Any], model: ServedModel, *, ranker: Ranker) -> RerankCall:
+    """Check a request. Raises RequestError."""
     fields = read_fields(RERANK_FIELDS, body)
     model.check_name(fields.get("model"))
     for name in ("query", "documents"):
         if name not in fields:
             raise RequestError(f"{name} is missing", code="missing_field", param=name)
     documents = fields["documents"]
-    labels = tuple(
-        token for word in ("yes", "no") for token in model.tokenizer.encode(word, add_special_tokens=False)
-    )
-    judged = model.template is not None and len(labels) == 2
-    texts = documents if judged else [fields["query"], *documents]
-    rids = request_ids(fields, "rerank", len(texts))
-    if judged:
-        assert model.template is not None
-        requests = [
-            label_request(
-                rid, _judgement(model.template, fields, text), labels, fields, add_special_tokens=False
-            )
-            for rid, text in zip(rids, texts, strict=True)
-        ]
-    else:
-        if "instruct" in fields:
-            raise RequestError(
-                "instruct: this model compares vectors, which no instruction changes: it has no template, "
-                "or no tokens for yes and no",
-                code="unsupported_field",
-                param="instruct",
-            )
-        requests = [vector_request(rid, text, pooling, fields) for rid, text in zip(rids, texts, strict=True)]
     return RerankCall(
-        requests=requests,
+        ranking=ranker.ranking([(fields["query"], document) for document in documents], fields),
         documents=documents,
-        judged=judged,
         top_n=fields.get("top_n"),
         return_documents=fields.get("return_documents", True),
     )
-
-
-def _judgement(template: ChatTemplate, fields: Mapping[str, Any], document: str) -> str:
-    instruct = fields.get("instruct", _INSTRUCT)
-    question = f"<Instruct>: {instruct}\n<Query>: {fields['query']}\n<Document>: {document}"
-    messages = [{"role": "system", "content": _SYSTEM}, {"role": "user", "content": question}]
-    variables = {"enable_thinking": False} if "enable_thinking" in template.variables else {}
-    return template.render(messages, tools=None, continue_final_message=False, variables=variables)

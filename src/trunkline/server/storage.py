@@ -28,7 +28,9 @@ STALE = 24 * 3600  # seconds after which an upload that nobody finished is remov
 PIECE = 1 << 20
 LIVE = ("validating", "in_progress", "finalizing", "cancelling")  # statuses of batches that have not ended
 
+# `used` is what all files and results take, kept by triggers: adding them up for each result would be slow.
 _SCHEMA = """
+BEGIN IMMEDIATE;
 CREATE TABLE IF NOT EXISTS files (
     number INTEGER PRIMARY KEY, id TEXT UNIQUE, bytes INTEGER, created_at INTEGER, filename TEXT, purpose TEXT
 );
@@ -38,6 +40,18 @@ CREATE TABLE IF NOT EXISTS batches (
 CREATE TABLE IF NOT EXISTS results (
     batch TEXT, line INTEGER, failed INTEGER, body BLOB, PRIMARY KEY (batch, line)
 ) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS used (one INTEGER PRIMARY KEY, bytes INTEGER);
+INSERT OR IGNORE INTO used SELECT 1, (SELECT coalesce(sum(bytes), 0) FROM files)
+    + (SELECT coalesce(sum(length(body) + 1), 0) FROM results);
+CREATE TRIGGER IF NOT EXISTS file_added AFTER INSERT ON files
+    BEGIN UPDATE used SET bytes = bytes + new.bytes; END;
+CREATE TRIGGER IF NOT EXISTS file_deleted AFTER DELETE ON files
+    BEGIN UPDATE used SET bytes = bytes - old.bytes; END;
+CREATE TRIGGER IF NOT EXISTS result_added AFTER INSERT ON results
+    BEGIN UPDATE used SET bytes = bytes + length(new.body) + 1; END;
+CREATE TRIGGER IF NOT EXISTS result_deleted AFTER DELETE ON results
+    BEGIN UPDATE used SET bytes = bytes - length(old.body) - 1; END;
+COMMIT;
 """
 
 
@@ -121,26 +135,30 @@ class Storage:
                     target.write(piece)
                 target.flush()
                 os.fsync(target.fileno())
-            return self._transaction(
-                lambda db: self._register(db, file_id, filename, purpose, self.most_bytes)
-            )
+            size = path.stat().st_size
+
+            def work(db: sqlite3.Connection) -> Json:
+                self._check_room(db, "file", size)
+                return self._register(db, file_id, filename, purpose)
+
+            return self._transaction(work)
         except BaseException:
             path.unlink(missing_ok=True)
             raise
 
-    def _register(
-        self, db: sqlite3.Connection, file_id: str, filename: str, purpose: str, most: int | None = None
-    ) -> Json:
-        size = self.path(file_id).stat().st_size
-        (used,) = db.execute("SELECT coalesce(sum(bytes), 0) FROM files").fetchone()
-        if most is not None and used + size > most:
+    def _check_room(self, db: sqlite3.Connection, what: str, size: int) -> None:
+        (used,) = db.execute("SELECT bytes FROM used").fetchone()
+        if used + size > self.most_bytes:
             raise RequestError(
-                f"the file has {size} bytes, and {used} of {most} are taken: delete files, or raise "
-                "--file-storage-size",
+                f"the {what} has {size} bytes, and {used} of {self.most_bytes} are taken: delete files, or "
+                "raise --file-storage-size",
                 code="storage_full",
-                param="file",
+                param=what,
                 status=413,
             )
+
+    def _register(self, db: sqlite3.Connection, file_id: str, filename: str, purpose: str) -> Json:
+        size = self.path(file_id).stat().st_size
         row = (file_id, size, int(time.time()), filename, purpose)
         db.execute("INSERT INTO files (id, bytes, created_at, filename, purpose) VALUES (?, ?, ?, ?, ?)", row)
         return _file_object(row)
@@ -254,10 +272,21 @@ class Storage:
         return batch
 
     # ------------------------------------------------------------------ results of lines
-    def add_result(self, batch_id: str, line: int, failed: bool, body: bytes) -> None:
-        """The result of a line, once: a second one is dropped."""
-        row = (batch_id, line, failed, body)
-        self._db.execute("INSERT OR IGNORE INTO results (batch, line, failed, body) VALUES (?, ?, ?, ?)", row)
+    def add_result(
+        self, batch_id: str, line: int, failed: bool, body: bytes, *, bounded: bool = True
+    ) -> None:
+        """The result of a line, once: a second one is dropped. Raises RequestError (413) when the storage is
+        full, if it is `bounded`."""
+
+        def work(db: sqlite3.Connection) -> None:
+            if bounded:
+                self._check_room(db, "result", len(body) + 1)
+            db.execute(
+                "INSERT OR IGNORE INTO results (batch, line, failed, body) VALUES (?, ?, ?, ?)",
+                (batch_id, line, failed, body),
+            )
+
+        self._transaction(work)
 
     def done_lines(self, batch_id: str) -> set[int]:
         return {line for (line,) in self._db.execute("SELECT line FROM results WHERE batch = ?", (batch_id,))}

@@ -14,7 +14,7 @@ from starlette.responses import Response
 
 from trunkline.engine.fields import OneOf, Rule, Text, Unsupported, read_fields
 from trunkline.engine.frontend import Chunk, GenerationRequest, Prepared
-from trunkline.engine.native import Prompts
+from trunkline.engine.native import Prompts, request_ids
 from trunkline.engine.vectors import (
     DIMENSIONS,
     ENCODE_FIELDS,
@@ -26,7 +26,7 @@ from trunkline.engine.vectors import (
     vector_request,
     vectors_of,
 )
-from trunkline.server.call import Json, ServedModel, request_ids
+from trunkline.server.call import Json, ServedModel
 from trunkline.server.endpoint import Access, Endpoint, Parts
 from trunkline.server.respond import generation
 from trunkline.types import Pooling, RequestError

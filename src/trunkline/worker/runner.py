@@ -80,7 +80,7 @@ class SampledStep:
                 return RowOutput([], error=NON_FINITE)
         if row.index is None:
             return RowOutput([], None, prompt)
-        if not usable[row.index]:
+        if not usable[row.index] and row.vector is None:
             return RowOutput([], error=NON_FINITE)
         logprobs = None if row.logprobs is None else row.logprobs.to_host()
         embedding = b""
@@ -163,8 +163,12 @@ class ModelWorker:
             self.rows.computed[step.row] += step.q_len
         hidden = self.model.forward(batch, self.backend, self.backend.plan(batch))
         logits, top, waiting = None, None, None
-        sampling = [self.rows.live_sampling(step.row) for step in plan.rows if step.samples]
-        if sampling:
+        ending = [step.row for step in plan.rows if step.samples]
+        sampling = [self.rows.live_sampling(row) for row in ending]
+        if ending and all(self.rows.pools[row] is not None for row in ending):  # nobody reads their tokens
+            nothing = torch.zeros(len(ending), dtype=torch.int64, device=self.device)
+            top = nothing, nothing == 0
+        elif ending:
             last = hidden.index_select(0, batch.logits_idx)
             if any(row.needs_logits for row in sampling):
                 logits = self.model.logits(last, self._logits_of(len(last)))
