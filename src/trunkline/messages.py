@@ -50,6 +50,13 @@ class Abort(msgspec.Struct, frozen=True, tag="abort"):
     all: bool = False  # every request, `rid` ignored; each gets an aborted output
 
 
+class AbortAnywhere(msgspec.Struct, frozen=True, tag="abort_anywhere"):
+    """A client wants a request ended that may be another frontend's: the core passes this on to all others,
+    which know what `rid` means to their clients (several completions have one)."""
+
+    rid: str
+
+
 class EndSession(msgspec.Struct, frozen=True, tag="end_session"):
     """Evict a session's pages like any others from now on. Unknown ones are ignored."""
 
@@ -122,6 +129,7 @@ ToCore = (
     Hello
     | AddRequest
     | Abort
+    | AbortAnywhere
     | EndSession
     | FlushCache
     | GetStats
@@ -267,7 +275,7 @@ class Outputs(msgspec.Struct, frozen=True, tag="outs"):
     items: list[TokensOut]
 
 
-FromCore = Ready | Outputs | Stats | Snapshot | Done | ProfileDone | Heartbeat | Failed
+FromCore = Ready | Outputs | Stats | Snapshot | Done | ProfileDone | Heartbeat | Failed | AbortAnywhere
 
 encode = msgspec.msgpack.Encoder().encode
 decode_to_core = msgspec.msgpack.Decoder(ToCore).decode

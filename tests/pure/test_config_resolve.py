@@ -321,3 +321,15 @@ def test_files_that_are_not_there_are_told_before_anything_is_loaded() -> None:
         with pytest.raises(RequestError) as caught:
             load_config(Args(**flags))  # type: ignore[arg-type]
         assert caught.value.code == "file_not_found" and "/no/such" in caught.value.message
+
+
+def test_what_several_processes_cannot_share_is_refused() -> None:
+    for args, flag in (
+        (Args(tokenizer_worker_num=2, response_store_size=1), "--response-store-size"),
+        (Args(tokenizer_worker_num=4, max_concurrent_requests=3), "--max-concurrent-requests"),
+    ):
+        error = refusal(args)
+        assert error.code == "conflicting_flags" and error.param == flag
+    config = resolve(Args(tokenizer_worker_num=2, response_store_size=0), spec(), MACHINE).config
+    assert config.server.processes == 2 and config.server.response_store_bytes == 0
+    assert resolve(Args(), spec(), MACHINE).config.server.response_store_bytes > 0

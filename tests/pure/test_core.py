@@ -307,8 +307,9 @@ def test_each_output_goes_to_whom_it_belongs() -> None:
     assert [request.rid for request in c.scheduler._requests.values()] == ["b"]
     owners.handle(2, Abort("b"))
     assert not c.has_work
-    owners.handle(1, ask("b"))
+    owners.handle(3, ask("b"))
     owners.handle(2, Abort("b"))  # late, and it means the other's
     assert c.has_work
     ((to, ended),) = owners.handle(2, Abort("", all=True))
-    assert to == 1 and isinstance(ended, Outputs)
+    assert to == 3 and isinstance(ended, Outputs)
+    assert owners.handle(1, ask("late")) == [] and not c.has_work  # on its way when the frontend died

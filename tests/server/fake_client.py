@@ -158,6 +158,9 @@ class FakeClient:
         if rid in self.live:
             self.live[rid].set()
 
+    async def abort_anywhere(self, rid: str) -> None:
+        raise AssertionError("there is one process only")
+
     async def abort_all(self) -> None:
         for event in self.live.values():
             event.set()

@@ -27,9 +27,14 @@ def run(words: list[str]) -> int:
         for word in args.accepted:
             print(f"  {word}: {resolved.reasons[word.split()[0]]}")
         print(f"{resolved.summary()}\n{resolved.memory.table()}", flush=True)
-    from trunkline.server.app import run_server
+    if args.tokenizer_worker_num > 1:
+        from trunkline.server.supervisor import run_processes
 
-    run_server(resolved)
+        run_processes(resolved)
+    else:
+        from trunkline.server.app import run_server
+
+        run_server(resolved)
     return 0
 
 

@@ -7,6 +7,7 @@ with the nearest spelling if it looks like a slip.
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import sys
@@ -34,6 +35,11 @@ _WANTED: Mapping[str, str] = {
 def argv() -> list[str]:
     """The words after the program name."""
     return sys.argv[1:]
+
+
+def environment_with(name: str, value: str) -> dict[str, str]:
+    """The environment of this process and a variable more, for a process that it starts."""
+    return {**os.environ, name: value}
 
 
 def shift_argv() -> str:

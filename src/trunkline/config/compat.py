@@ -134,6 +134,7 @@ FEATURES: tuple[Feature, ...] = (
     Feature("server", "Unix socket", "--uds"),
     Feature("server", "pages of other origins", "--cors-allow-origin"),
     Feature("server", "drain with a deadline", "--drain-timeout"),
+    Feature("server", "several API processes before one engine", "--tokenizer-worker-num"),
     Feature("model", "quantised checkpoints (AWQ, GPTQ, FP8, GGUF)", "config.json", "planned"),
     Feature("request", "LoRA adapters", "lora_path", "planned"),
     Feature("request", "images", "image_url", "planned"),

@@ -116,6 +116,10 @@ ERRORS: Mapping[str, Known] = {
     "not_cancellable": Known("it has ended already, or can't be cancelled", "nothing is to be done"),
     "response_not_found": Known("no stored response has this id", "it was not stored, or has gone"),
     "response_running": Known("the response is not finished", "ask again when it is"),
+    "needs_one_process": Known(
+        "what the route tells or changes lives in one process, and the server has several",
+        "start it with --tokenizer-worker-num 1",
+    ),
     "storage_disabled": Known("the server keeps no files", "start it with --file-storage-path"),
     "storage_failed": Known("the server's storage could not be read or written", "see its log"),
     "storage_full": Known("the server's storage has no room", "delete files"),
@@ -176,6 +180,7 @@ ERRORS: Mapping[str, Known] = {
     "bad_socket": Known("the Unix socket can't be made", "check the path of --uds"),
     "conflicting_flags": Known("two flags contradict each other", "drop one"),
     "context_too_long": Known("--context-length is beyond the model's positions", "lower it"),
+    "process_dead": Known("an API process died while starting, or again and again", "see the log"),
     "core_failed": Known("the engine failed while it ran", "report it with the log"),
     "device_unavailable": Known("the device is not there", "use --device cpu; `trunkline doctor` says more"),
     "dtype_unavailable": Known("this machine can't compute in that type", "use --dtype float32"),

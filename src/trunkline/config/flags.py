@@ -298,6 +298,10 @@ class Args:
         "int", "HTTP requests in progress; more are refused with 429. Default: twice the requests that run "
         "and wait", sets="server.max_concurrent", low=1, group="server",
     )  # fmt: skip
+    tokenizer_worker_num: int = flag(
+        "int", "API processes that share the address and the engine: they do HTTP, templates, tokens to text",
+        default=1, sets="server.processes", low=1, high=64, group="server",
+    )  # fmt: skip
     max_body_size: int = flag(
         "size", "largest request body", default=32 * 2**20, sets="server.max_body", low=1024,
         high=2**31, metavar="SIZE", group="server",
@@ -320,9 +324,9 @@ class Args:
         "in the answer", default="auto", choices=TOOL_CALL_PARSERS, sets="server.tool_call_parser",
         group="server",
     )  # fmt: skip
-    response_store_size: int = flag(
-        "size", "most bytes of stored responses, in memory; the oldest leave first; 0 stores none",
-        default=256 * 2**20,
+    response_store_size: int | None = flag(
+        "size", "most bytes of stored responses, in memory; the oldest leave first; 0 stores none. Default: "
+        "256MiB; 0 with several API processes",
         sets="server.response_store_bytes", metavar="SIZE", low=0, group="server",
     )  # fmt: skip
     file_storage_path: str | None = flag(

@@ -237,6 +237,12 @@ def _server(args: Args, max_running: int, why: dict[str, str]) -> ServerConfig:
     if concurrent is None:
         concurrent = 2 * (max_running + args.max_queued_requests)
         why["server.max_concurrent"] = "twice the requests that run and wait"
+    if concurrent < args.tokenizer_worker_num:
+        raise conflict(
+            f"{concurrent} requests in progress can't be shared out to {args.tokenizer_worker_num} API "
+            "processes: each needs one at least",
+            "--max-concurrent-requests",
+        )
     return ServerConfig(
         host=args.host,
         port=args.port,
@@ -250,6 +256,7 @@ def _server(args: Args, max_running: int, why: dict[str, str]) -> ServerConfig:
         ssl_keyfile_password=args.ssl_keyfile_password,
         ssl_ca_certs=args.ssl_ca_certs,
         max_concurrent=concurrent,
+        processes=args.tokenizer_worker_num,
         max_body=args.max_body_size,
         drain_timeout=args.drain_timeout,
         chat_template=args.chat_template,
@@ -260,12 +267,27 @@ def _server(args: Args, max_running: int, why: dict[str, str]) -> ServerConfig:
         max_sessions=args.max_sessions,
         max_session_tokens=args.max_session_tokens,
         session_timeout=args.session_timeout,
-        response_store_bytes=args.response_store_size,
+        response_store_bytes=_response_store(args, why),
         file_storage_path=args.file_storage_path or "",
         file_storage_bytes=args.file_storage_size,
         batch_running=_batch_running(args, max_running, why),
         watchdog_timeout=args.watchdog_timeout,
     )
+
+
+def _response_store(args: Args, why: dict[str, str]) -> int:
+    """Raises RequestError for a store that several processes would have to share."""
+    several = args.tokenizer_worker_num > 1
+    if args.response_store_size is None:
+        why["server.response_store_bytes"] = "API processes share no memory" if several else "256 MiB"
+        return 0 if several else ServerConfig().response_store_bytes
+    if several and args.response_store_size:
+        raise conflict(
+            "stored responses live in one process, and --tokenizer-worker-num is "
+            f"{args.tokenizer_worker_num}: use one process, or --response-store-size 0",
+            "--response-store-size",
+        )
+    return args.response_store_size
 
 
 def _root_path(path: str | None) -> str:

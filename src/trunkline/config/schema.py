@@ -99,6 +99,7 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     ssl_keyfile_password: str | None = None
     ssl_ca_certs: str | None = None  # clients must have a certificate that one of these signed
     max_concurrent: int = 4096  # HTTP requests in progress
+    processes: int = 1  # that do HTTP, before one engine
     max_body: int = 32 * 2**20  # bytes
     drain_timeout: float = 30.0  # seconds for requests in progress when the server is told to stop
     chat_template: str | None = None  # file that replaces the model folder's template

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import faulthandler
 import logging
+import math
 import queue
 import shutil
 import signal
@@ -14,11 +15,11 @@ import tempfile
 import threading
 import time
 import uuid
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Coroutine
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import zmq
 import zmq.asyncio
@@ -28,6 +29,7 @@ from trunkline.engine.process import serve
 from trunkline.engine.unread import MAX_UNREAD, Unread
 from trunkline.messages import (
     Abort,
+    AbortAnywhere,
     AddRequest,
     Done,
     EndSession,
@@ -36,6 +38,7 @@ from trunkline.messages import (
     FromCore,
     GetSnapshot,
     GetStats,
+    Gone,
     Heartbeat,
     Hello,
     Outputs,
@@ -65,6 +68,7 @@ DUMP_TIME = 2.0  # seconds that a stalled core gets to write its stacks down
 STOP_TIME = 10.0  # seconds that a core gets to stop by itself
 CLOSED = "closed"
 CORE = "trunkline.engine.process"  # what a core's process runs
+PREFIX, SOCKET = "trunkline-", "core.sock"  # of the private folder's name; the core's socket in it
 
 
 @dataclass(frozen=True)
@@ -96,14 +100,18 @@ class Transport(Protocol):
 class EngineClient:
     """One engine core, restarted when it dies. Requests that were in it end with a 503 that says why."""
 
-    def __init__(self, transport: Transport, watchdog_timeout: float) -> None:
+    def __init__(
+        self, transport: Transport, watchdog_timeout: float, max_restarts: float = MAX_RESTARTS
+    ) -> None:
         self.ready: Ready | None = None
         self.steps = 0
         self.paused = False
         self.on_death: Callable[[str], object] = lambda reason: None  # told before its requests are
+        self.on_abort: Callable[[str], Coroutine[Any, Any, None]] | None = None  # AbortAnywhere
         self.fatal = asyncio.Event()  # set when the core stays dead
         self._transport = transport
         self._watchdog_timeout = watchdog_timeout
+        self._max_restarts = max_restarts
         self._streams: dict[str, Unread] = {}
         self._aborts: set[asyncio.Task[None]] = set()
         self._calls: dict[str, asyncio.Future[Answer]] = {}
@@ -115,9 +123,18 @@ class EngineClient:
         self._tasks: list[asyncio.Task[None]] = []
 
     @classmethod
-    async def launch(cls, config: EngineConfig, module: str = CORE) -> EngineClient:
-        """Start a core in a process of its own, which runs `module`. Raises RequestError."""
-        return await cls(ProcessTransport(config, module), config.server.watchdog_timeout)._start()
+    async def launch(
+        cls, config: EngineConfig, module: str = CORE, folder: Path | None = None
+    ) -> EngineClient:
+        """Start a core in a process of its own, which runs `module`. In `folder` other frontends find its
+        socket, `SOCKET`. Raises RequestError."""
+        transport = ProcessTransport(config, module, folder)
+        return await cls(transport, config.server.watchdog_timeout)._start()
+
+    @classmethod
+    async def join(cls, transport: Transport, config: EngineConfig) -> EngineClient:
+        """Share a core that another process starts, and starts again when it dies."""
+        return await cls(transport, config.server.watchdog_timeout, math.inf)._start()
 
     @classmethod
     async def in_process(cls, config: EngineConfig) -> EngineClient:
@@ -178,6 +195,14 @@ class EngineClient:
 
     async def abort_all(self) -> None:
         await self._transport.send(Abort("", all=True))
+
+    async def abort_anywhere(self, rid: str) -> None:
+        """Have the other frontends of the core end what their clients know by this id."""
+        await self._transport.send(AbortAnywhere(rid))
+
+    async def gone(self, frontend: int) -> None:
+        """Tell the core of a frontend that has died: its requests end."""
+        await self._transport.send(Gone(frontend))
 
     async def end_session(self, session: str) -> None:
         if self._problem is None:  # a core that starts anew knows of no session
@@ -287,7 +312,7 @@ class EngineClient:
             self._fail_all()
             now = time.monotonic()
             self._deaths = [at for at in self._deaths if now - at < RESTART_WINDOW] + [now]
-            if self.ready is None or len(self._deaths) > MAX_RESTARTS:
+            if self.ready is None or len(self._deaths) > self._max_restarts:
                 self.fatal.set()
                 return
             self._problem += " (restarting)"
@@ -322,6 +347,9 @@ class EngineClient:
                 self._up.set()
             case Failed():
                 self._failure = message
+            case AbortAnywhere():
+                if self.on_abort is not None:
+                    self._later(self.on_abort(message.rid))
 
     def _give_up(self, rid: str) -> None:
         """Nobody takes what a request says: it must not be kept without bound."""
@@ -333,7 +361,10 @@ class EngineClient:
                 status=503,
             )
         )
-        task = asyncio.ensure_future(self._transport.send(Abort(rid)))
+        self._later(self._transport.send(Abort(rid)))
+
+    def _later(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.ensure_future(work)
         self._aborts.add(task)
         task.add_done_callback(self._aborts.discard)
 
@@ -347,22 +378,26 @@ class EngineClient:
 
 
 class ProcessTransport:
-    """A core in a child process, over a socket in a private folder that is gone once both are connected."""
+    """A core in a child process, over a socket in a private folder that is gone once both are connected.
+    With a given folder it stays: others connect there."""
 
-    def __init__(self, config: EngineConfig, module: str = CORE) -> None:
+    def __init__(self, config: EngineConfig, module: str = CORE, folder: Path | None = None) -> None:
         self._config = config
         self._module = module
         self._process: asyncio.subprocess.Process | None = None
         self._socket: zmq.asyncio.Socket | None = None
-        self._folder: Path | None = None
+        self._shared = folder
+        self._folder: Path | None = None  # to remove
 
     async def send(self, message: ToCore) -> None:
         if self._socket is not None:
             await self._socket.send(encode(message))
 
     async def run(self, deliver: Callable[[FromCore], None]) -> str:
-        self._folder = Path(tempfile.mkdtemp(prefix="trunkline-"))
-        path = self._folder / "core.sock"
+        folder = self._shared
+        if folder is None:
+            folder = self._folder = Path(tempfile.mkdtemp(prefix=PREFIX))
+        path = folder / SOCKET
         socket = self._socket = core_socket(0, path)
         await self.send(Hello())
         try:

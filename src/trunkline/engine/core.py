@@ -16,6 +16,7 @@ from trunkline.engine.profile import Profiler
 from trunkline.engine.steplog import StepLog
 from trunkline.messages import (
     Abort,
+    AbortAnywhere,
     AddRequest,
     Done,
     EndSession,
@@ -132,7 +133,7 @@ class EngineCore:
                 return [self._snapshot(message)]
             case StartProfile() | StopProfile():
                 return [self.profiler.handle(message)]
-            case Hello() | Gone():
+            case Hello() | Gone() | AbortAnywhere():
                 return []  # of frontends, which are not known here
             case Pause():
                 return self._pause(message)

@@ -8,6 +8,7 @@ A response that is not streamed is the same chunks, joined (P3).
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 import time
 from collections.abc import AsyncGenerator, Sequence
@@ -65,6 +66,7 @@ class CoreClient(Protocol):
     def paused(self) -> bool: ...
     def stream(self, request: AddRequest) -> AsyncGenerator[TokensOut, None]: ...
     async def abort(self, rid: str) -> None: ...
+    async def abort_anywhere(self, rid: str) -> None: ...
     async def abort_all(self) -> None: ...
     async def end_session(self, session: str) -> None: ...
     async def flush_cache(self) -> Done: ...
@@ -400,7 +402,8 @@ class Frontend:
 
     def retry_after(self, count: int) -> int:
         """Seconds in which there should be room for `count` completions, and a tenth of the queue besides."""
-        return self._drain.seconds(count + self._capacity // 10)
+        wanted = count + self._capacity // 10  # of which other processes see their part end
+        return self._drain.seconds(math.ceil(wanted / self.config.server.processes))
 
     async def _complete(
         self, prepared: Prepared, add: AddRequest, index: int, number: int
@@ -487,6 +490,12 @@ class Frontend:
 
     async def abort(self, rid: str) -> None:
         """End all completions of a request; its chunks end with finish "abort". Unknown ids are ignored."""
+        await self.abort_own(rid)
+        if self.config.server.processes > 1:
+            await self.client.abort_anywhere(rid)
+
+    async def abort_own(self, rid: str) -> None:
+        """`abort`, of a request of this process."""
         for core_rid in self._live.get(rid, ()):
             await self.client.abort(core_rid)
 

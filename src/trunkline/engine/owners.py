@@ -15,15 +15,19 @@ class Owners:
     def __init__(self, core: EngineCore) -> None:
         self._core = core
         self._owner: dict[str, int] = {}  # live requests
+        self._gone: set[int] = set()  # frontends that have died; numbers are not used again
 
     def handle(self, origin: int, message: ToCore) -> list[tuple[int, FromCore]]:
         match message:
             case AddRequest():
+                if origin in self._gone:
+                    return []  # its last words came on another line than the news of its death
                 refusals = self._core.handle(message)
                 if not refusals:
                     self._owner[message.rid] = origin
                 return [(origin, refusal) for refusal in refusals]
             case Gone():
+                self._gone.add(message.frontend)
                 for rid in [rid for rid, owner in self._owner.items() if owner == message.frontend]:
                     self._core.handle(Abort(rid))
                     del self._owner[rid]

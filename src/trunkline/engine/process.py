@@ -31,6 +31,7 @@ from trunkline.engine.leftovers import remove_dead_socket
 from trunkline.engine.logs import set_up_logging
 from trunkline.engine.owners import Owners
 from trunkline.messages import (
+    AbortAnywhere,
     Failed,
     FromCore,
     Gone,
@@ -127,6 +128,10 @@ def run_loop(core: EngineCore, channel: Channel, ready: Ready) -> None:
             if isinstance(message, Hello):
                 frontends.add(origin)
                 channel.send(ready, origin)
+            elif isinstance(message, AbortAnywhere):
+                for to in frontends - {origin}:
+                    channel.send(message, to)
+                continue
             elif isinstance(message, Gone):
                 frontends.discard(message.frontend)
             for to, reply in owners.handle(origin, message):

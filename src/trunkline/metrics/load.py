@@ -69,11 +69,14 @@ def core_counters(stats: Stats) -> dict[str, float]:
 class Throughput:
     """Growth of a counter a second, from looks at it: over the last WINDOW, or since the look before that."""
 
-    def __init__(self) -> None:
-        self._looks: deque[tuple[float, float]] = deque([(time.monotonic(), 0.0)])
+    def __init__(self, since_start: bool = True) -> None:
+        """`since_start`: the counter begins now, at 0; else the first look tells where it is."""
+        self._looks: deque[tuple[float, float]] = deque([(time.monotonic(), 0.0)] if since_start else ())
 
     def rate(self, total: float) -> float:
         now = time.monotonic()
+        if not self._looks:
+            self._looks.append((now, total))
         if total < self._looks[-1][1]:  # the core was started anew
             self._looks = deque([(now, 0.0)])
         while len(self._looks) > 1 and now - self._looks[1][0] > WINDOW:

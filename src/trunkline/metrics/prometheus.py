@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 from prometheus_client.registry import Collector
 
 from trunkline.config.schema import ObserveConfig
@@ -19,6 +20,7 @@ from trunkline.messages import Stats
 from trunkline.metrics.load import CORE_COUNTERS, CORE_GAUGES, Throughput, core_counters, core_gauges
 
 PREFIX = "trunkline:"
+SHARED_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"  # what a process counts is then kept in files of this folder
 ALIASES: Mapping[str, str] = {"sglang": "sglang:"}
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -33,12 +35,21 @@ STAGES = ("tokenize", "grammar", "queue", "prefill", "decode")
 class Metrics:
     """All metrics of one server, in a registry of their own. Observes the journal (`engine/journal.py`)."""
 
-    def __init__(self, model_name: str, observe: ObserveConfig | None = None) -> None:
+    def __init__(
+        self, model_name: str, observe: ObserveConfig | None = None, shared: str | None = None
+    ) -> None:
+        """`shared`: the folder in which processes keep what they count, dead ones too (SHARED_VARIABLE): what
+        is told is the sum."""
         observe = observe or ObserveConfig()
         self._registry = CollectorRegistry()
         self._labels = {"model_name": model_name}
         self._alias = ALIASES.get(observe.metrics_aliases)
-        self._core = _CoreCollector(self._labels)
+        self._core = _CoreCollector(self._labels, since_start=shared is None)
+        self._summed = self._registry
+        if shared is not None:
+            self._summed = CollectorRegistry()
+            MultiProcessCollector(self._summed, shared)  # type: ignore[no-untyped-call]
+            self._summed.register(self._core)
         self._registry.register(self._core)
         self._requests = self._counter("num_requests", "Completions started")
         self._structured = self._counter("num_so_requests", "Completions with structured output")
@@ -76,8 +87,9 @@ class Metrics:
             registry=self._registry,
         )  # fmt: skip
         self._http_active = Gauge(
-            PREFIX + "http_requests_active", "HTTP requests in progress", registry=self._registry
-        )
+            PREFIX + "http_requests_active", "HTTP requests in progress", registry=self._registry,
+            multiprocess_mode="livesum",
+        )  # fmt: skip
 
     def _counter(self, name: str, about: str) -> Counter:
         family = Counter(PREFIX + name, about, ["model_name"], registry=self._registry)
@@ -161,20 +173,25 @@ class Metrics:
         """The text that Prometheus reads; figures of the core are as in `stats`, or as last known."""
         if stats is not None:
             self._core.update(stats)
-        text = generate_latest(self._registry)
+        text = generate_latest(self._summed)
         if self._alias is not None:
             text += text.replace(PREFIX.encode(), self._alias.encode())
         return text
 
 
+def forget_gauges(folder: str, pid: int) -> None:
+    """Of a dead process nothing is in progress any more; what it has counted stays."""
+    mark_process_dead(pid, folder)  # type: ignore[no-untyped-call]
+
+
 class _CoreCollector(Collector):
     """Gauges and counters of the core, as it told them last."""
 
-    def __init__(self, labels: Mapping[str, str]) -> None:
+    def __init__(self, labels: Mapping[str, str], since_start: bool) -> None:
         self._labels = labels
         self._gauges: dict[str, float] = {}
         self._counters: dict[str, float] = {}
-        self._throughput = Throughput()
+        self._throughput = Throughput(since_start)
 
     def update(self, stats: Stats) -> Mapping[str, float]:
         """Returns the gauges."""

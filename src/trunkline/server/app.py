@@ -12,7 +12,7 @@ import ssl
 import time
 from collections.abc import Callable, Coroutine, Iterator
 from types import FrameType
-from typing import Any
+from typing import Any, Protocol
 
 import uvicorn
 import uvloop
@@ -28,7 +28,7 @@ from trunkline.engine.logs import set_up_logging
 from trunkline.metrics.prometheus import Metrics
 from trunkline.server.call import ServedModel
 from trunkline.server.endpoint import Job
-from trunkline.server.listen import is_exposed, listening, shown_address, tls_context
+from trunkline.server.listen import listening, shown_address, tls_context, warn_if_exposed
 from trunkline.server.routes import build_app
 from trunkline.server.stall import StallWatch
 from trunkline.server.tools.formats import tool_format
@@ -48,6 +48,20 @@ log = logging.getLogger(__name__)
 Launch = Callable[[EngineConfig], Coroutine[Any, Any, EngineClient]]
 
 
+class Supervision(Protocol):
+    """What a server process needs to know of its supervisor, where it is one of several."""
+
+    @property
+    def number(self) -> int: ...
+    @property
+    def folder(self) -> str: ...
+    @property
+    def command(self) -> str: ...
+    def serving(self, server: DrainingServer) -> None:
+        """The process serves now; the supervisor says when `server` is to drain."""
+        ...
+
+
 def run_server(resolved: Resolved, launch: Launch = EngineClient.launch) -> None:
     """Serve until SIGTERM or SIGINT; requests in progress then get --drain-timeout to finish. A second signal
     ends at once.
@@ -59,32 +73,38 @@ def run_server(resolved: Resolved, launch: Launch = EngineClient.launch) -> None
     started = time.monotonic()
     tls = tls_context(config.server)
     with listening(config.server) as listener:
-        if is_exposed(config.server):
-            log.warning(
-                "other machines can reach %s and no key is asked for: set --api-key, or --host 127.0.0.1",
-                shown_address(config.server, listener),
-            )
+        warn_if_exposed(config.server, listener)
         try:
-            uvloop.run(_serve(config, listener, tls, started, launch))
+            uvloop.run(serve(config, listener, tls, started, launch))
         except asyncio.CancelledError:
             log.info("stopped while starting")
 
 
-async def _serve(
-    config: EngineConfig, listener: socket.socket, tls: ssl.SSLContext | None, started: float, launch: Launch
+async def serve(
+    config: EngineConfig,
+    listener: socket.socket,
+    tls: ssl.SSLContext | None,
+    started: float,
+    launch: Launch,
+    supervision: Supervision | None = None,
 ) -> None:
-    with _cancelled_by_signals():
+    """Serve until a signal comes, or with `supervision` until the supervisor says so."""
+    with _cancelled_by_signals() if supervision is None else contextlib.nullcontext():
         client, model = await _start(config, launch)
     server, jobs = None, list[asyncio.Task[None]]()
     try:
         frontend = Frontend(client, model.tokenizer, config)
-        app = build_app(frontend, model, Metrics(model.name, config.observe))
-        client.on_death = app.dumper.crashed
+        shared = None if supervision is None else supervision.folder
+        app = build_app(frontend, model, Metrics(model.name, config.observe, shared))
+        client.on_death, client.on_abort = app.dumper.crashed, frontend.abort_own
         jobs = [asyncio.create_task(_lasting(job)) for job in app.jobs]
-        server = _DrainingServer(app.with_cors(), frontend, tls)
-        address, seconds = shown_address(config.server, listener), time.monotonic() - started
-        app.startup["seconds"] = round(seconds, 3)
-        print(f"Trunkline is ready: {address} serves {model.name} ({seconds:.1f} s)", flush=True)
+        server = DrainingServer(app.with_cors(), frontend, tls, takes_signals=supervision is None)
+        app.startup["seconds"] = round(time.monotonic() - started, 3)
+        if supervision is None:
+            print(ready_line(config, listener, started), flush=True)
+        else:
+            app.startup |= {"command": supervision.command, "process": supervision.number}
+            supervision.serving(server)
         watch = asyncio.create_task(_stop_when_dead(client, server))
         stalls = StallWatch(asyncio.get_running_loop(), config.server.watchdog_timeout)
         try:
@@ -103,6 +123,11 @@ async def _serve(
             job.cancel()
         await asyncio.gather(*jobs, return_exceptions=True)
         await client.close(at_once=server is not None and server.force_exit)
+
+
+def ready_line(config: EngineConfig, listener: socket.socket, started: float) -> str:
+    address, seconds = shown_address(config.server, listener), time.monotonic() - started
+    return f"Trunkline is ready: {address} serves {config.model.served_model_name} ({seconds:.1f} s)"
 
 
 async def _lasting(job: Job) -> None:
@@ -128,10 +153,13 @@ async def _start(config: EngineConfig, launch: Launch) -> tuple[EngineClient, Se
         raise
 
 
-class _DrainingServer(uvicorn.Server):
+class DrainingServer(uvicorn.Server):
     """Requests that still run --drain-timeout after a signal end with what they have, like aborted ones."""
 
-    def __init__(self, app: ASGIApp, frontend: Frontend, tls: ssl.SSLContext | None) -> None:
+    def __init__(
+        self, app: ASGIApp, frontend: Frontend, tls: ssl.SSLContext | None, *, takes_signals: bool = True
+    ) -> None:
+        self._takes_signals = takes_signals
         self._drain_time = frontend.config.server.drain_timeout
         super().__init__(
             uvicorn.Config(
@@ -156,15 +184,18 @@ class _DrainingServer(uvicorn.Server):
         """A signal starts the drain, the next one ends it. They stay ignored until the process has ended."""
 
         def note(number: int, frame: FrameType | None) -> None:
-            log.info(
-                "%s: %s", signal.Signals(number).name, "ending at once" if self.should_exit else "draining"
-            )
-            self.force_exit = self.should_exit
-            self.should_exit = self._frontend.draining = True
+            self.drain(signal.Signals(number).name)
 
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, note)
+        if self._takes_signals:
+            for number in (signal.SIGTERM, signal.SIGINT):
+                signal.signal(number, note)
         yield
+
+    def drain(self, why: str) -> None:
+        """End when all is answered; told again, at once."""
+        log.info("%s: %s", why, "ending at once" if self.should_exit else "draining")
+        self.force_exit = self.should_exit
+        self.should_exit = self._frontend.draining = True
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         deadline = asyncio.create_task(self._end_requests())

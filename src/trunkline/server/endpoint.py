@@ -47,7 +47,7 @@ class Parts:
     metrics: Metrics
     request_log: RequestLog
     dumper: Dumper
-    startup: dict[str, float] = field(default_factory=dict)  # seconds, when the server has started
+    startup: dict[str, Any] = field(default_factory=dict)  # what is known when the server has started
     storage: Storage | None = None
     jobs: list[Job] = field(default_factory=list)
 
@@ -55,7 +55,8 @@ class Parts:
 @dataclass(frozen=True)
 class Endpoint:
     """One route. `path` may hold `{name}` and `{name:path}`. `fields`: of the JSON body, None where there is
-    none. `query`: parameters of the address. `envelope`: how its errors are written."""
+    none. `query`: parameters of the address. `envelope`: how its errors are written. `one_process`: what it
+    tells or changes lives in one process: it is refused where there are several."""
 
     path: str
     methods: tuple[str, ...]
@@ -65,6 +66,7 @@ class Endpoint:
     query: Mapping[str, Rule] | None = None
     summary: str = ""
     envelope: Callable[[RequestError], dict[str, Any]] = error_body
+    one_process: bool = False
 
 
 @dataclass(frozen=True)

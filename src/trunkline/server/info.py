@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import uuid
 from contextlib import aclosing
 
@@ -144,8 +145,9 @@ class _Info:
             {
                 "version": __version__,
                 **self._frontend.describe(),
-                "launch_command": launch_command(),
+                "launch_command": self._startup.get("command") or launch_command(),
                 "startup_time": self._startup.get("seconds"),
+                "process": {"number": self._startup.get("process", 0), "pid": os.getpid()},
                 "internal_states": [states],
             }
         )

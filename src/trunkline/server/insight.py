@@ -30,7 +30,7 @@ def endpoints(parts: Parts) -> list[Endpoint]:
     return [
         Endpoint(
             "/effective_parameters/{rid:path}", ("GET",), own.effective, Access.USER,
-            summary="Which parameters a request had, and why",
+            summary="Which parameters a request had, and why", one_process=True,
         ),
         Endpoint(
             "/v1/loads", ("GET",), own.loads, Access.USER, query=LOAD_QUERY,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ipaddress
+import logging
 import os
 import socket
 import ssl
@@ -15,6 +16,8 @@ from trunkline.types import RequestError
 
 BACKLOG = 2048  # connections that may wait to be accepted
 UNIX_MODE = 0o660  # of the Unix socket: its owner and group may connect
+
+log = logging.getLogger(__name__)
 
 
 @contextlib.contextmanager
@@ -40,6 +43,14 @@ def shown_address(config: ServerConfig, listener: socket.socket) -> str:
     host, port = listener.getsockname()[:2]
     scheme = "https" if config.ssl_certfile else "http"
     return f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}{config.root_path}/v1"
+
+
+def warn_if_exposed(config: ServerConfig, listener: socket.socket) -> None:
+    if is_exposed(config):
+        log.warning(
+            "other machines can reach %s and no key is asked for: set --api-key, or --host 127.0.0.1",
+            shown_address(config, listener),
+        )
 
 
 def is_exposed(config: ServerConfig) -> bool:

@@ -32,7 +32,7 @@ def endpoints(parts: Parts) -> list[Endpoint]:
     return [
         Endpoint(
             "/configure_logging", ("POST",), _Logging(parts).configure, Access.ADMIN, LOGGING_FIELDS,
-            summary="Change what is logged and dumped; answers with what holds now",
+            summary="Change what is logged and dumped; answers with what holds now", one_process=True,
         )
     ]  # fmt: skip
 

@@ -141,7 +141,7 @@ class Responses:
         keeps = fields.get("store", self._store.enabled)
         if keeps and not self._store.enabled:
             raise RequestError(
-                "store: this server keeps no responses (--response-store-size)",
+                "store: this server keeps no responses (--response-store-size; --tokenizer-worker-num 1)",
                 code="unsupported_field",
                 param="store",
             )

@@ -27,10 +27,10 @@ def endpoints(parts: Parts) -> list[Endpoint]:
     return [
         Endpoint(
             "/open_session", ("POST",), open_session, Access.USER, OPEN_SESSION_FIELDS,
-            summary="Open a session, whose tokens requests go on from; answers with its id",
+            summary="Open a session, whose tokens requests go on from; answers with its id", one_process=True,
         ),
         Endpoint(
             "/close_session", ("POST",), close_session, Access.USER, CLOSE_SESSION_FIELDS,
-            summary="Close a session and forget its tokens",
+            summary="Close a session and forget its tokens", one_process=True,
         ),
     ]  # fmt: skip
