@@ -54,6 +54,20 @@ async def test_the_refused_are_told_when_to_come_back(
     assert frontend.retry_after(100) > 10
 
 
+async def test_nothing_of_a_refused_request_is_kept_by_its_error(
+    client: FakeClient, tokenizer: Tokenizer, config: EngineConfig
+) -> None:
+    app = make_app(client, tokenizer, config)
+    client.refusal = FinishReason("abort", message="the queue is full", code="queue_full", status=429)
+    async with http_client(app) as http:
+        assert (await http.post(CHAT, json=HI)).status_code == 429
+    (record,) = app.frontend.journal.ended()
+    error = record.error
+    assert error is not None and error.code == "queue_full"
+    held = (error.__traceback__, error.__cause__, error.__context__)
+    assert held == (None, None, None)  # their frames hold the whole request
+
+
 # ---------------------------------------------------------------------- priorities
 @pytest.mark.parametrize("route", ["/v1/completions", "/generate"])
 async def test_default_and_refused_priorities(

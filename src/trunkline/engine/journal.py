@@ -144,7 +144,7 @@ class Journal:
 
     def refused(self, record: Record, error: RequestError) -> None:
         """A call ended before it ran, or its end is known better than `watch` could."""
-        record.error = error
+        record.error = _bare(error)
         if record.ended is None:
             self._end(record)
 
@@ -180,7 +180,7 @@ class Journal:
                             completion.first_token = now
                     yield chunk
         except RequestError as error:
-            record.error = error
+            record.error = _bare(error)
             raise
         except Exception:
             record.error = RequestError("internal error", code="internal_error", status=500)
@@ -228,6 +228,13 @@ class Journal:
     def _names_of(record: Record) -> list[str]:
         names = [prompt.rid for prompt in record.prompts]
         return [*names, record.origin.request_id] if record.origin.request_id else names
+
+
+def _bare(error: RequestError) -> RequestError:
+    """What it says, without its traceback: the frames of that hold the whole request."""
+    return RequestError(
+        error.message, code=error.code, param=error.param, status=error.status, retry_after=error.retry_after
+    )
 
 
 def _note(record: Record, completion: Completion, chunk: Chunk, now: float) -> None:
