@@ -300,6 +300,42 @@ def test_openai_interface(runtime: sgl.Runtime) -> None:
     assert over_chat.token_usage.prompt_tokens - before < 60  # one call
 
 
+def test_anthropic_interface(runtime: sgl.Runtime) -> None:
+    model = runtime.get_server_info()["model"]["served_model_name"]
+    backend = sgl.Anthropic(model, api_key="key", base_url=runtime.url)
+    metas = []
+    for stream in (False, True):
+        state = chat.run(QUESTION, backend=backend, stream=stream)
+        assert "".join(state.text_iter("a")) == state["a"] == "14 + 9 = 23"
+        metas.append(state.get_meta_info("a"))
+    assert metas[0] | {"cached_tokens": 0} == metas[1] | {"cached_tokens": 0}
+    assert metas[1]["cached_tokens"] == 16
+    assert metas[0]["finish_reason"] == {"type": "end_turn"}
+    assert metas[0]["prompt_tokens"] > metas[0]["completion_tokens"] == 10
+    assert "Alice" in two_turns.run(backend=backend)["name"]
+
+    @sgl.function
+    def continued(s: Any, start: str, **more: Any) -> None:
+        s += sgl.system("You add.") + sgl.user(QUESTION)
+        s += sgl.assistant(start + sgl.gen("x", temperature=0, **more))
+
+    state = continued.run("14 + 9 =", backend=backend)
+    assert state["x"].strip() == "23" and state.messages()[-1]["content"].startswith("14 + 9 =")
+    state = continued.run("", stop=" =", backend=backend)
+    assert state["x"] == "14 + 9" and state.get_meta_info("x")["finish_reason"]["type"] == "stop_sequence"
+    state = continued.run("", max_tokens=2, top_p=0.9, top_k=3, backend=backend)
+    assert state.get_meta_info("x")["finish_reason"]["type"] == "max_tokens"
+    assert state.get_meta_info("x")["completion_tokens"] == 2
+    states = chat.run_batch([(f"What is {i} plus 1?",) for i in range(1, 9)], backend=backend)
+    assert [one["a"] for one in states] == [f"{i} + 1 = {i + 1}" for i in range(1, 9)]
+    for stream in (False, True):
+        error = continued.run("", top_p=2.0, backend=backend, stream=stream).error()
+        assert isinstance(error, RequestError) and error.status == 400 and "top_p" in str(error)
+    wrong = sgl.Anthropic(model, api_key="wrong", base_url=runtime.url)
+    error = chat.run(QUESTION, backend=wrong).error()
+    assert isinstance(error, RequestError) and error.status == 401
+
+
 def test_a_runtime_without_a_program(runtime: sgl.Runtime) -> None:
     answer = runtime.generate("Hello", {"max_new_tokens": 4, "temperature": 0, "ignore_eos": True})
     assert answer["meta_info"]["completion_tokens"] == 4

@@ -115,7 +115,8 @@ class StreamExecutor:
         self._active = False  # a task works, or will when the parent gets to the fork
         self._ended = False
         self._task: asyncio.Task[None] | None = None
-        self._listeners: list[Callable[[], None]] = []
+        self._listeners: list[Callable[[], None]] = []  # called after every change
+        self._at_end: list[Callable[[], None]] = []  # called once
 
     # ------------------------------------------------------------------ from the program's thread
     def submit(self, expr: Expr) -> None:
@@ -249,19 +250,15 @@ class StreamExecutor:
 
     def when_finished(self, call: Callable[[], None]) -> None:
         """Call once, from any thread, when nothing will change any more."""
-        called = threading.Lock()
-
-        def look() -> None:
-            if self.finished and called.acquire(blocking=False):
-                call()
-
-        self._listeners.append(look)
-        look()
+        with self._changed:
+            self._at_end.append(call)
+        self._tell()
 
     def _tell(self) -> None:
         with self._changed:
             self._changed.notify_all()
-        for listener in list(self._listeners):
+            at_end, self._at_end = (self._at_end, []) if self.finished else ([], self._at_end)
+        for listener in [*self._listeners, *at_end]:
             listener()
 
     # ------------------------------------------------------------------ on the event loop

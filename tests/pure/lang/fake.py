@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, MutableSequence
 from typing import Any
 
 from trunkline.lang.backends.backend import Backend, Piece, Prompt
@@ -28,7 +28,7 @@ class FakeBackend(Backend):
         self.answer = answer
         self.template = template
         self.delay = delay
-        self.calls: list[tuple[str, Sampling]] = []
+        self.calls: MutableSequence[tuple[str, Sampling]] = []
         self.selects: list[tuple[str, Select]] = []
         self.commits: list[str] = []
         self.door: Callable[[str], bool] = lambda text: True  # a call waits until this is true

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import threading
 import time
+import tracemalloc
+import weakref
+from collections import deque
 from typing import Any
 
 import pytest
@@ -173,6 +177,39 @@ def test_generator_style_keeps_a_chunk(fake: FakeBackend) -> None:
         assert len(fake.calls) <= (i // 200 + 1) * 200
     assert seen == [f"{i}:" for i in range(450)]
     assert list(echo.run_batch([], generator_style=True)) == []
+
+
+def test_generator_style_keeps_memory_flat(fake: FakeBackend) -> None:
+    """A state that nobody holds is gone at once, without the garbage collector; the rest is bounded by a
+    chunk, however many rows there are."""
+    shared = "x" * 2000
+
+    @sgl.function
+    def program(s: Any, i: int) -> None:
+        s += f"{i}{shared}" + sgl.gen("a") + sgl.gen("b")
+
+    def peak(num_rows: int) -> int:
+        rows = [{"i": i} for i in range(num_rows)]
+        fake.calls = deque(maxlen=1)
+        alive: weakref.WeakSet[Any] = weakref.WeakSet()
+        most = 0
+        tracemalloc.start()
+        for state in program.run_batch(rows, num_threads=8, generator_style=True):
+            alive.add(state.stream_executor)
+            most = max(most, len(alive))
+        del state
+        found = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert most <= 200 and not alive
+        return found
+
+    peak(20)  # what is made once
+    gc.disable()
+    try:
+        few, many = peak(400), peak(2000)
+    finally:
+        gc.enable()
+    assert many < 1.5 * few
 
 
 def test_progress_bar(fake: FakeBackend, capsys: pytest.CaptureFixture[str]) -> None:

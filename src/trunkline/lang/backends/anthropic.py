@@ -54,12 +54,16 @@ class Anthropic(Backend):
             yield text, _meta(answer, answer.get("usage") or {})
             return
         meta: dict[str, Any] = {}
+        usage: dict[str, Any] = {}  # the first event counts the prompt, the last one the output
         async with aclosing(self._http.events("/v1/messages", {**body, "stream": True})) as events:
             async for event in events:
-                if event["type"] == "content_block_delta":
+                if event["type"] == "message_start":
+                    usage |= event["message"].get("usage") or {}
+                elif event["type"] == "content_block_delta":
                     yield event["delta"].get("text", ""), meta
                 elif event["type"] == "message_delta":
-                    meta = _meta(event["delta"], event.get("usage") or {})
+                    usage |= event.get("usage") or {}
+                    meta = _meta(event["delta"], usage)
                     yield "", meta
 
     def _request(self, prompt: Prompt, sampling: Sampling) -> dict[str, Any]:
@@ -106,8 +110,12 @@ def _content(content: Any) -> Any:
 
 
 def _meta(message: Mapping[str, Any], usage: Mapping[str, Any]) -> dict[str, Any]:
+    """`input_tokens` are only those that no cache had."""
+    cached = usage.get("cache_read_input_tokens") or 0
+    written = usage.get("cache_creation_input_tokens") or 0
     return {
         "finish_reason": {"type": message.get("stop_reason")},
-        "prompt_tokens": usage.get("input_tokens", 0),
-        "completion_tokens": usage.get("output_tokens", 0),
+        "prompt_tokens": (usage.get("input_tokens") or 0) + cached + written,
+        "completion_tokens": usage.get("output_tokens") or 0,
+        "cached_tokens": cached,
     }
