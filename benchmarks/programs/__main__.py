@@ -122,7 +122,9 @@ def summary(results: list[Rounds]) -> None:
         shares.append(worst.hit_rate / max(worst.best_hit_rate, 1e-9))
         off, fcfs = ratio(found["cache off"], found["lpm"]), ratio(found["fcfs"], found["lpm"])
         print(f"  {worst.shape:<22} {off:5.2f} x  {fcfs:5.2f} x   {shares[-1]:.3f}")
-    print(f"  hit rates are {statistics.fmean(shares):.3f} of the best on average, {min(shares):.3f} at least")
+    print(
+        f"  hit rates are {statistics.fmean(shares):.3f} of the best on average, {min(shares):.3f} at least"
+    )
 
 
 def ratio(one: list[Measured], other: list[Measured]) -> float:
