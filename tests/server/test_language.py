@@ -329,8 +329,10 @@ def test_anthropic_interface(runtime: sgl.Runtime) -> None:
     states = chat.run_batch([(f"What is {i} plus 1?",) for i in range(1, 9)], backend=backend)
     assert [one["a"] for one in states] == [f"{i} + 1 = {i + 1}" for i in range(1, 9)]
     for stream in (False, True):
-        error = continued.run("", top_p=2.0, backend=backend, stream=stream).error()
-        assert isinstance(error, RequestError) and error.status == 400 and "top_p" in str(error)
+        state = continued.run("", top_p=2.0, backend=backend, stream=stream)
+        with pytest.raises(RequestError, match="top_p") as caught:
+            "".join(state.text_iter("x"))
+        assert caught.value.status == 400
     wrong = sgl.Anthropic(model, api_key="wrong", base_url=runtime.url)
     error = chat.run(QUESTION, backend=wrong).error()
     assert isinstance(error, RequestError) and error.status == 401
