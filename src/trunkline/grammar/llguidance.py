@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Sequence
+from ctypes import addressof, c_char
 
 import llguidance
 
@@ -111,7 +112,8 @@ class _Parser:
         self._inner = inner
 
     def fill_mask(self, row: MaskRow) -> None:
-        self._inner.unsafe_compute_mask_ptr(row.ctypes.data, row.nbytes)
+        address = addressof(c_char.from_buffer(row))  # a microsecond less than `row.ctypes`
+        self._inner.unsafe_compute_mask_ptr(address, row.nbytes)
         self._check()
 
     def accept(self, token_id: int) -> bool:

@@ -91,16 +91,17 @@ class TokenMatcher:
         self._ended = False
 
     def fill_mask(self, row: MaskRow) -> None:
-        words = self._tokens.words
+        known, rest = row[: self._tokens.words], row[self._tokens.words :]
         if self._ended or self._parser.is_over():
-            row[:words] = self._tokens.eos_mask
+            known[:] = self._tokens.eos_mask
         else:
-            self._parser.fill_mask(row[:words])
-            may_end = row[self._tokens.eos_word] & self._tokens.eos_bit
-            row[:words] &= self._tokens.text_mask
+            self._parser.fill_mask(known)
+            may_end = known[self._tokens.eos_word] & self._tokens.eos_bit
+            known &= self._tokens.text_mask
             if may_end:
-                row[:words] |= self._tokens.eos_mask
-        row[words:] = 0
+                known |= self._tokens.eos_mask
+        if len(rest):
+            rest.fill(0)
 
     def accept(self, token_id: int) -> bool:
         if self._ended:
