@@ -112,7 +112,7 @@ class _Parser:
         self._inner = inner
 
     def fill_mask(self, row: MaskRow) -> None:
-        address = addressof(c_char.from_buffer(row))  # a microsecond less than `row.ctypes`
+        address = addressof(c_char.from_buffer(row.data))  # a microsecond less than `row.ctypes`
         self._inner.unsafe_compute_mask_ptr(address, row.nbytes)
         self._check()
 
