@@ -74,8 +74,12 @@ SAMPLES = [
     (
         "field-count",
         CACHE,
-        "class AConfig:\n" + "    x: int\n" * 41 + "class EngineConfig:\n    a: AConfig\n    b: AConfig\n",
-        "class AConfig:\n" + "    x: int\n" * 40 + "class EngineConfig:\n    a: AConfig\n    b: AConfig\n",
+        "class AConfig:\n"
+        + "    x: int\n" * (shape.MAX_CONFIG_FIELDS // 2 + 1)
+        + "class EngineConfig:\n    a: AConfig\n    b: AConfig\n",
+        "class AConfig:\n"
+        + "    x: int\n" * (shape.MAX_CONFIG_FIELDS // 2)
+        + "class EngineConfig:\n    a: AConfig\n    b: AConfig\n",
     ),
     ("banned", CACHE, "import pickle", "import json"),
     ("banned", CACHE, "def f():\n    from dill import loads", "def f():\n    from json import loads"),
