@@ -382,16 +382,18 @@ class Scheduler:
                 break
             if self._is_waiting_for_prefix(request):
                 continue
-            q_len = self._try_admit(request, budget, reserved)
+            q_len, made_way = self._try_admit(request, budget, reserved), False
             while q_len == 0 and (other := self._less_urgent(request)) is not None:
                 reserved -= self._expected_pages(other)
                 budget += self._make_way(other, chosen)
-                q_len = self._try_admit(request, budget, reserved)
+                q_len, made_way = self._try_admit(request, budget, reserved), True
             if q_len == 0:
                 break
             chosen[request] = q_len, 0
             budget -= q_len
             reserved += self._expected_pages(request)
+            if made_way:
+                break  # who made way waits again, perhaps before the others: the next step goes on in order
 
     @property
     def _preempts(self) -> bool:
