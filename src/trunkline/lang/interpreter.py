@@ -98,6 +98,7 @@ class StreamExecutor:
         self.sampling = sampling
         self.name = name
         self.streaming = stream
+        self.program: threading.Thread | None = None  # that runs the function beside those who read
         self.eager = eager  # submit waits: nothing runs beside the caller
         self.transcript = Transcript(backend.get_chat_template())
         self.variables: dict[str, Any] = {}
@@ -187,10 +188,17 @@ class StreamExecutor:
         """Nothing will change any more."""
         return self.error is not None or (self._ended and self._done == self._submitted)
 
+    def _horizon(self) -> Callable[[], bool]:
+        """Whether what a reader waits for is done: what has been submitted; beside a program that runs in a
+        thread of its own, all that it will submit."""
+        if self.program not in (None, threading.current_thread()):
+            return lambda: self.finished
+        upto = self._submitted
+        return lambda: self._done >= upto
+
     def sync(self) -> None:
         """Wait until everything submitted is done. Raises the error that ended the state."""
-        upto = self._submitted
-        self.wait_until(lambda: self._done >= upto)
+        self.wait_until(self._horizon())
         if self.error is not None:
             raise self.error
 
@@ -216,13 +224,14 @@ class StreamExecutor:
 
     def wait_for(self, name: str) -> None:
         """Wait until `name` is settled; raises as `read` does."""
-        upto = self._submitted
-        self.wait_until(lambda: self.settled(name) or self._done >= upto)
-        if self.error is not None and self._done < self._writes.get(name, self._submitted):
+        over = self._horizon()
+        self.wait_until(lambda: (self.knows(name) and self.settled(name)) or over())
+        missing = name not in self.variables
+        if self.error is not None and (missing or self._done < self._writes.get(name, self._submitted)):
             raise self.error
         if self._is_deferred(name):
             raise KeyError(f"{name!r} is known at the end of the assistant's turn: read it after that")
-        if name not in self.variables:
+        if missing:
             raise KeyError(f"the program sets no variable {name!r}; it has {', '.join(self.variables)}")
 
     def _is_deferred(self, name: str) -> bool:

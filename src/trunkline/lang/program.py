@@ -71,7 +71,8 @@ class SglFunction:
     ) -> ProgramState:
         """Run the function here and return its state, whose values are ready when they are read.
 
-        With `stream`, the function runs in a thread, and the state's iterators show text as it comes. Without
+        With `stream`, the function runs in a thread, and the state's iterators show text as it comes; what
+        waits for the whole state waits until the function has ended. Without
         `use_thread`, each append waits until it is done. What the function raises, this raises.
         """
         if stream and self.num_api_spec_tokens is not None:
@@ -79,7 +80,9 @@ class SglFunction:
         sampling, arguments = self._split(kwargs)
         state = self.start(resolve_backend(backend), sampling, stream=stream, eager=not use_thread)
         if stream:
-            threading.Thread(target=self.quietly, args=(state, args, arguments), daemon=True).start()
+            thread = threading.Thread(target=self.quietly, args=(state, args, arguments), daemon=True)
+            state.stream_executor.program = thread
+            thread.start()
         else:
             self._enter(state, args, arguments)
         return state

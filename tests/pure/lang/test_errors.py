@@ -90,6 +90,18 @@ def test_an_error_of_the_function_itself(fake: FakeBackend) -> None:
     assert isinstance(state.error(), LookupError)
 
 
+def test_an_error_before_anything_was_said(fake: FakeBackend) -> None:
+    @sgl.function
+    def program(s: Any) -> None:
+        time.sleep(0.02)
+        raise LookupError("mine")
+
+    for read in (lambda s: s.sync(), lambda s: s["a"], lambda s: s.get_meta_info("a"), lambda s: "a" in s):
+        with pytest.raises(LookupError, match="mine"):
+            read(program.run(stream=True))
+    assert isinstance(program.run(stream=True).error(), LookupError)
+
+
 def test_a_failed_read_ends_the_function(fake: FakeBackend) -> None:
     fake.answer = lambda text: ModelDown()
 

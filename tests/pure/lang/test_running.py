@@ -10,6 +10,7 @@ import time
 import tracemalloc
 import weakref
 from collections import deque
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -294,6 +295,37 @@ async def test_text_async_iter(fake: FakeBackend) -> None:
 
     assert await asyncio.gather(*map(join, several)) == ["answer"] * 5
     assert [text async for text in program.run().text_async_iter()] == ["panswer"]
+
+
+@pytest.mark.parametrize(
+    ("read", "expected"),
+    [
+        (lambda state: state.sync(), None),
+        (lambda state: state.error(), None),
+        (lambda state: state.text(), "panswer"),
+        (lambda state: state["a"], "answer"),
+        (lambda state: state.get_meta_info("a"), {"prompt": 1}),
+        (lambda state: "a" in state, True),
+    ],
+)
+def test_reading_beside_a_stream_waits_for_what_the_program_will_say(
+    fake: FakeBackend, read: Callable[[Any], Any], expected: Any
+) -> None:
+    """Its thread may not have begun when the state is there."""
+    go = threading.Event()
+
+    @sgl.function
+    def program(s: Any) -> None:
+        go.wait(10)
+        s += "p"
+        s.sync()  # what the program itself waits for is what it has said
+        assert s.text() == "p"
+        s += sgl.gen("a")
+
+    threading.Timer(0.05, go.set).start()
+    state = program.run(stream=True)
+    assert read(state) == expected
+    assert state.stream_executor.variables == {"a": "answer"} and state.error() is None
 
 
 def test_a_variable_that_never_comes(fake: FakeBackend) -> None:
