@@ -391,6 +391,43 @@ async def test_the_next_server_goes_on(
     assert repeated <= set(client.left_early) and 10 <= first < 40  # what had ended was not run again
 
 
+@pytest.mark.parametrize("status", ["cancelled", "expired"])
+async def test_an_input_file_that_vanishes_ends_its_batch(
+    api: Api, client: FakeClient, stored: EngineConfig, status: str
+) -> None:
+    """Removed by hand: what did not run can't be listed any more, what did is kept, and no try is in vain."""
+    client.delay = 0.05
+    key = await start(
+        api,
+        [line(f"id-{i}", HI) for i in range(100)],
+        window="1s" if status == "expired" else "24h",
+    )
+    batch = await until(api, key, lambda batch: batch["request_counts"]["completed"] >= 3)
+    (Path(stored.server.file_storage_path) / batch["input_file_id"]).unlink()
+    if status == "cancelled":
+        await api.post(f"/v1/batches/{key}/cancel")
+    batch = await ended(api, key)
+    (problem,) = batch["errors"]["data"]
+    assert (batch["status"], problem["code"]) == ("failed", "file_gone")
+    assert batch["input_file_id"] in problem["message"]
+    assert batch["request_counts"]["completed"] == len(await results(api, batch)) >= 3
+    gone = await api.get(f"/v1/files/{batch['input_file_id']}/content")
+    assert (gone.status_code, gone.json()["error"]["code"]) == (410, "file_gone")
+
+
+async def test_an_input_file_that_vanishes_before_the_next_server(
+    client: FakeClient, tokenizer: Tokenizer, stored: EngineConfig
+) -> None:
+    client.delay = 0.05
+    async with serving(client, tokenizer, stored) as api:
+        key = await start(api, [line(f"id-{i}", HI) for i in range(60)])
+        batch = await until(api, key, lambda batch: batch["request_counts"]["completed"] >= 3)
+    (Path(stored.server.file_storage_path) / batch["input_file_id"]).unlink()
+    async with serving(client, tokenizer, stored) as api:
+        batch = await ended(api, key)
+    assert (batch["status"], batch["errors"]["data"][0]["code"]) == ("failed", "file_gone")
+
+
 async def test_of_two_servers_one_runs_a_batch(
     client: FakeClient, tokenizer: Tokenizer, stored: EngineConfig
 ) -> None:

@@ -109,6 +109,7 @@ ERRORS: Mapping[str, Known] = {
     "unknown_session_rid": Known("the session has no such turn", "name a turn that has ended"),
     # ------------------------------------------------------------------ files, batches, stored responses
     "batch_not_found": Known("there is no batch with this id", "GET /v1/batches lists them"),
+    "file_gone": Known("the file's content was removed by hand from the server's folder", "upload it again"),
     "file_in_use": Known("a running batch reads or writes this file", "cancel the batch or wait for it"),
     "file_too_large": Known("the file is larger than the server takes", "split it"),
     "invalid_form": Known("the upload is not the form that the route takes", "send multipart/form-data"),
@@ -117,7 +118,7 @@ ERRORS: Mapping[str, Known] = {
     "response_not_found": Known("no stored response has this id", "it was not stored, or has gone"),
     "response_running": Known("the response is not finished", "ask again when it is"),
     "needs_one_process": Known(
-        "what the route tells or changes lives in one process, and the server has several",
+        "what the request reads or changes lives in one process, and the server has several",
         "start it with --tokenizer-worker-num 1",
     ),
     "storage_disabled": Known("the server keeps no files", "start it with --file-storage-path"),

@@ -36,6 +36,7 @@ PRIORITY = -(2**30)  # behind everything else
 POLL = 1.0  # seconds between looks for news from other processes
 RETRY = 0.5  # seconds before a line is tried again that the server had no room for
 READ = 64  # lines read at once
+FINAL = ("file_gone", "storage_full")  # errors that another try would meet again
 
 log = logging.getLogger(__name__)
 
@@ -111,7 +112,12 @@ class BatchRunner:
     async def _run_batch(self, batch: Json) -> None:
         try:
             reason, problems = await self._outcome(batch)
-            await self._end(batch, reason, problems)
+            try:
+                await self._end(batch, reason, problems)
+            except RequestError as error:
+                if error.code not in FINAL:
+                    raise
+                await self._end(batch, None, [_told(error.code, error.message)])
         except Exception as error:  # most often the storage's: tried again with the next look
             known = isinstance(error, RequestError)
             log.error("batch %s: %s", batch["id"], error, exc_info=None if known else error)
@@ -128,22 +134,32 @@ class BatchRunner:
                     return None, problems
             return await self._run_lines(batch), []
         except RequestError as error:
-            if error.code != "storage_full":
+            if error.code not in FINAL:
                 raise
-            code, message = error.code, error.message
+            return None, [_told(error.code, error.message)]
         except Exception:
             log.exception("batch %s failed", batch["id"])
-            code, message = "internal_error", "internal error"
-        return None, [{"code": code, "message": message, "param": None, "line": None}]
+            return None, [_told("internal_error", "internal error")]
 
     async def _change(self, key: str, only_from: tuple[str, ...], **fields: Any) -> Json | None:
         return await self._storage.run(partial(self._storage.change_batch, key, only_from, **fields))
 
+    def _lines(self, batch: Json) -> Iterator[tuple[int, bytes]]:
+        """The input's lines, as `lines_of`. Raises RequestError when the file has gone."""
+        try:
+            yield from lines_of(self._storage.path(batch["input_file_id"]), self._longest)
+        except FileNotFoundError:
+            raise RequestError(
+                f"the input file {batch['input_file_id']} is not in the server's storage any more",
+                code="file_gone",
+                param="input_file_id",
+                status=410,
+            ) from None
+
     async def _validate(self, batch: Json) -> list[Json]:
         """What is wrong with lines that are no requests. If nothing is, the batch is in progress."""
-        path = self._storage.path(batch["input_file_id"])
         total, errors = await asyncio.to_thread(
-            check_lines, lines_of(path, self._longest), batch["endpoint"], self._longest
+            check_lines, self._lines(batch), batch["endpoint"], self._longest
         )
         if errors:
             return errors
@@ -156,7 +172,7 @@ class BatchRunner:
         """Run what has no result yet. Returns the error code of lines that can't be run any more."""
         key = batch["id"]
         done = await self._storage.run(self._storage.done_lines, key)
-        lines = lines_of(self._storage.path(batch["input_file_id"]), self._longest)
+        lines = self._lines(batch)
         running: set[asyncio.Task[None]] = set()
         broken: list[BaseException] = []
 
@@ -273,7 +289,7 @@ class BatchRunner:
         }[reason]
 
         def fill() -> None:
-            for number, line in lines_of(self._storage.path(batch["input_file_id"]), self._longest):
+            for number, line in self._lines(batch):
                 if number not in done:
                     custom_id = msgspec.json.decode(line)["custom_id"]
                     error = {"code": reason, "message": message}
@@ -296,6 +312,11 @@ def _parsers(parts: Parts) -> dict[str, Callable[[Json], Call]]:
     return dict(zip(ENDPOINTS, parsers, strict=True))
 
 
+def _told(code: str, message: str, param: str | None = None, line: int | None = None) -> Json:
+    """One of the errors of a batch."""
+    return {"code": code, "message": message, "param": param, "line": line}
+
+
 def check_lines(lines: Iterator[tuple[int, bytes]], endpoint: str, longest: int) -> tuple[int, list[Json]]:
     """How many requests there are, and what is wrong, at most MAX_ERRORS of it."""
     errors: list[Json] = []
@@ -310,11 +331,11 @@ def check_lines(lines: Iterator[tuple[int, bytes]], endpoint: str, longest: int)
             problem = "too_many_lines", f"the file has more than {MAX_LINES} lines", None
         if problem is not None:
             code, message, param = problem
-            errors.append({"code": code, "message": message, "param": param, "line": number})
+            errors.append(_told(code, message, param, number))
         if len(errors) >= MAX_ERRORS or total > MAX_LINES:
             break
     if not total:
-        errors.append({"code": "empty_file", "message": "the file has no lines", "param": None, "line": None})
+        errors.append(_told("empty_file", "the file has no lines"))
     return total, errors
 
 

@@ -146,8 +146,16 @@ class _Files:
 
     async def content(self, request: Request) -> Response:
         file = await self._known(request)
+        path = self._storage.path(file["id"])
+        if not path.exists():
+            raise RequestError(
+                f"the content of {file['id']} is not in the server's storage any more",
+                code="file_gone",
+                param="file_id",
+                status=410,
+            )
         return FileResponse(
-            self._storage.path(file["id"]),
+            path,
             media_type="application/octet-stream",
             filename=file["filename"],
         )
