@@ -240,6 +240,21 @@ def with_sessions(
     return http_client(make_app(client, tokenizer, msgspec.structs.replace(config, server=changed)))
 
 
+async def test_several_api_processes_refuse_sessions_by_name(
+    client: FakeClient, tokenizer: Tokenizer, config: EngineConfig
+) -> None:
+    server = msgspec.structs.replace(config.server, processes=2)
+    app = make_app(client, tokenizer, msgspec.structs.replace(config, server=server))
+    async with http_client(app) as http:
+        for where, param in (
+            ({"session_params": {"id": "x"}}, "session_params.id"),
+            ({"session_id": "x"}, "session_id"),
+        ):
+            answer = await refused(http, "/generate", {"input_ids": [1], **where})
+            assert answer == (501, "needs_one_process", param)
+    assert not client.added
+
+
 async def test_number_and_size_are_bounded(
     client: FakeClient, tokenizer: Tokenizer, config: EngineConfig
 ) -> None:

@@ -197,7 +197,10 @@ class Frontend:
         """Check and tokenise. Raises RequestError for whatever this engine could not honour."""
         self.check_health()
         self._check_priority(request)
-        turn = None if request.session is None else self.sessions.find(request.session, request.cache_salt)
+        turn = None
+        if request.session is not None:
+            self.need_one_process("a session", request.session.param("id"))
+            turn = self.sessions.find(request.session, request.cache_salt)
         prefix = [] if turn is None else turn.prefix
         if isinstance(request.prompt, str):
             special = request.add_special_tokens and not prefix
@@ -243,6 +246,19 @@ class Frontend:
                 "this server lets no request name a priority (--abort-on-priority-when-disabled)",
                 code="priority_disabled",
                 param="priority",
+            )
+
+    def need_one_process(self, what: str, param: str | None = None) -> None:
+        """Raises RequestError where several API processes serve: what lives in one of them is not found in
+        the others."""
+        count = self.config.server.processes
+        if count > 1:
+            raise RequestError(
+                f"{what} needs one API process, this server has {count}: start it with "
+                "--tokenizer-worker-num 1",
+                code="needs_one_process",
+                param=param,
+                status=501,
             )
 
     def check_health(self) -> None:

@@ -37,6 +37,10 @@ class SessionRef:
     drop_output: bool = False
     latest: bool = False
 
+    def param(self, name: str) -> str:
+        """The request's field that says `name` of it."""
+        return "session_id" if self.latest else f"session_params.{name}"
+
 
 @dataclass(eq=False, slots=True)
 class _Node:
@@ -231,7 +235,7 @@ class Sessions:
         unknown as one that was never opened."""
         session = self._open.get(ref.id)
         if session is None or session.salt not in (None, salt):
-            raise _unknown(ref.id, _param(ref, "id"))
+            raise _unknown(ref.id, ref.param("id"))
         if session.streaming and (ref.replace or ref.drop_output or ref.offset):
             raise RequestError(
                 "a streaming session is only appended to: replace, offset and drop_previous_output need "
@@ -264,7 +268,7 @@ class Sessions:
             raise RequestError(
                 f"session {session.id!r} has {what} {ref.rid!r}",
                 code="unknown_session_rid",
-                param=_param(ref, "rid"),
+                param=ref.param("rid"),
             )
         if not found.finished and not ref.replace:
             raise _busy(session, ref, f"request {found.rid!r}")
@@ -274,7 +278,7 @@ class Sessions:
     def check_unchanged(self, session: _Session, ref: SessionRef, parent: _Node | None) -> None:
         """Raises RequestError when what `find` gave does not hold any more: other requests came between."""
         if self._open.get(session.id) is not session:
-            raise _unknown(session.id, _param(ref, "id"))
+            raise _unknown(session.id, ref.param("id"))
         if self._parent(session, ref) is not parent:
             raise _busy(session, ref, "another request")
 
@@ -324,15 +328,11 @@ class Sessions:
         self._forget(session.key)
 
 
-def _param(ref: SessionRef, name: str) -> str:
-    return "session_id" if ref.latest else f"session_params.{name}"
-
-
 def _busy(session: _Session, ref: SessionRef, what: str) -> RequestError:
     return RequestError(
         f"{what} of session {session.id!r} is running: go on when it has finished",
         code="session_busy",
-        param=_param(ref, "rid"),
+        param=ref.param("rid"),
         status=409,
     )
 

@@ -198,13 +198,8 @@ class Gate:
                 )
             if found.endpoint is None or not found.allowed:
                 raise self._no_route(found, scope)
-            if found.endpoint.one_process and self._config.processes > 1:
-                raise RequestError(
-                    f"{found.endpoint.path} needs one API process, this server has {self._config.processes}: "
-                    "start it with --tokenizer-worker-num 1",
-                    code="needs_one_process",
-                    status=501,
-                )
+            if found.endpoint.one_process:
+                self.frontend.need_one_process(found.endpoint.path)
             scope["path_params"] = found.params
             answer = await found.endpoint.handler(Request(scope, receive, send))
             await answer(scope, receive, send)
