@@ -2,6 +2,8 @@
 // Strides count elements. A bfloat16 number is the upper half of a float32, held as uint16_t.
 #pragma once
 
+#include "prefixes.h"
+
 #include <cstdint>
 
 #define INLINE static inline __attribute__((always_inline))  // one copy for each instruction set
@@ -116,6 +118,8 @@ struct StoreArgs {
     int threads;
 };
 
+constexpr long TILE_ROWS = 96;  // query rows (tokens x heads of a group) that share a packing of the keys
+
 struct AttentionArgs {
     const void* q;  // [tokens, heads, dim], tokens `q_stride` apart
     long q_stride;
@@ -123,11 +127,9 @@ struct AttentionArgs {
     const void* pool;  // [slots, 2, kv_heads, head_width] dense
     Store store;       // float32, bfloat16 or int8
     void* out;               // [tokens, heads, dim] dense, of q's type
-    const int32_t* q_start;  // [requests + 1]
-    const int32_t* seq_lens;
-    const int32_t* pages;  // [requests, ...], rows `pages_stride` apart
-    long pages_stride;
-    long requests, heads, kv_heads, dim, page_size;
+    Requests requests;
+    const Prefixes* prefixes;  // of the requests; null: each reads its keys by itself
+    long heads, kv_heads, dim;
     long window;  // keys that a query sees, its own included; 0: all
     float scale;     // of scores
     float soft_cap;  // scaled scores s become soft_cap * tanh(s / soft_cap); 0: they stay

@@ -68,14 +68,6 @@ Gate gate_of(const char* operation, int gate) {
     return gate == 2 ? Gate::gelu : gate == 3 ? Gate::gelu_tanh : Gate::silu;
 }
 
-void set_tree(AttentionArgs& args, const char* operation, nb::handle object, long tokens) {
-    if (object.is_none()) return;
-    Tensor tree(operation, "tree_mask", object);
-    EXPECT(tree, tree.type == Type::boolean && tree.dims == 2 && tree.dense() && tree.size[0] == tokens,
-           "dense bool [" + number(tokens) + ", *]");
-    args.tree = reinterpret_cast<uint8_t*>(tree.data), args.tree_columns = tree.size[1];
-}
-
 void expect_packed(const Tensor& panels, long n, long k, bool gated, const Format& format) {
     const long size = packed_bytes(n, k, gated, format) / panels.element();
     EXPECT(panels, panels.dims == 1 && panels.dense() && panels.size[0] == size, "[" + number(size) + "]");

@@ -28,9 +28,6 @@ Store pool_store(const Tensor& pool, long dim);
 // 0: no gate; else 1 + Gate.
 Gate gate_of(const char* operation, int gate);
 
-// Sets the mask of draft trees for so many tokens, unless it is None.
-void set_tree(AttentionArgs& args, const char* operation, nb::handle tree, long tokens);
-
 void expect_packed(const Tensor& panels, long n, long k, bool gated, const Format& format);
 
 }  // namespace trunkline

@@ -14,21 +14,28 @@
 #include "attention_block.h"
 
 #include <omp.h>
+#include <sched.h>
 
 namespace trunkline {
 namespace TRUNKLINE_ISA {
 
-constexpr long TILE_ROWS = 96;  // query rows (tokens x heads of a group) that share a packing of the keys
 constexpr long FEW_ROWS = 32;   // of such tiles, a thread takes several heads side by side, or some of the blocks
 constexpr long NEAR_BYTES = 1 << 19;  // of keys and values that a thread has in use: they stay in the second cache
 constexpr long SERIAL_PRODUCTS = 1 << 18;  // up to here threads cost more than they save
 
-// What a thread takes at once: blocks [from, to) of heads [head, head + heads) for a tile of tokens.
-struct Item {
+// Tokens of a request, one after another, whose rows are part of a tile.
+struct Segment {
     int32_t request, first, tokens, position;  // `first`: index in q; position of that token
-    int32_t head, heads, from, to;
-    int32_t begin, end;  // blocks that the tile has
-    long kept;           // where results of single blocks go, from the first of the tile on; -1: joined at once
+};
+
+// What a thread takes at once: blocks [from, to) of heads [head, head + heads) for a tile.
+struct Item {
+    int32_t segment, segments;  // of the tile: several where it is of a stem
+    int32_t tokens, head, heads, from, to;
+    int32_t begin, end;   // blocks that the tile has
+    int32_t after, stem;  // stems: what the tile goes on from, and what it is of; -1: none
+    int32_t share;        // counts items of the same tile and heads
+    long kept;            // where results of single blocks go, from the first of the tile on; -1: joined at once
 };
 
 // The keys of a block that a tile reads.
@@ -55,48 +62,105 @@ struct Geometry {
     long part_floats() const { return FEW_ROWS * (dim + 2); }
 };
 
-INLINE long q_len(const AttentionArgs& a, long request) { return a.q_start[request + 1] - a.q_start[request]; }
 INLINE bool is_tree(const AttentionArgs& a, long request) {
-    return a.tree && q_len(a, request) > 1 && q_len(a, request) <= a.tree_columns;
+    const long tokens = a.requests.new_tokens(request);
+    return a.tree && tokens > 1 && tokens <= a.tree_columns;
 }
 
-INLINE long add_items(const AttentionArgs& a, const Geometry& g, long request, long first, long tokens, long kept,
-                      Item* items, long& count) {
-    const long heads = tokens * g.group <= FEW_ROWS ? g.heads : 1;
-    const long chunk = tokens * g.group <= FEW_ROWS ? g.chunk : 1L << 40;
-    const long position = a.seq_lens[request] - (a.q_start[request + 1] - first);
-    const long lowest = is_tree(a, request) ? a.seq_lens[request] - q_len(a, request) : position;
-    const long begin = a.window && lowest >= a.window ? (lowest - a.window + 1) / BLOCK : 0;
-    const long end = (position + tokens - 1) / BLOCK + 1;
-    const bool split = end - begin > chunk;
-    for (long head = 0; head < a.kv_heads; head += heads) {
-        const long some = a.kv_heads - head < heads ? a.kv_heads - head : heads;
-        for (long from = begin; from < end; from += chunk, count++) {
-            if (!items) continue;
-            items[count] = {int32_t(request), int32_t(first), int32_t(tokens), int32_t(position), int32_t(head),
-                            int32_t(some), int32_t(from), int32_t(end - from < chunk ? end : from + chunk),
-                            int32_t(begin), int32_t(end), split ? kept : -1};
-        }
-        if (split) kept += some * (end - begin);
-    }
-    return kept;
-}
+// Cuts the step into items, each behind those that it waits for. Counts, and writes what is not null. `work`: blocks,
+// once for heads that few rows take side by side.
+struct Cut {
+    const AttentionArgs& a;
+    const Geometry& g;
+    Segment* segments = nullptr;
+    Item* items = nullptr;
+    int32_t* shares = nullptr;  // items to go, of each tile and heads
+    int32_t* stems = nullptr;   // [stems, kv_heads]: tiles to go
+    long num_segments = 0, num_items = 0, num_shares = 0, kept = 0, work = 0;
 
-// Cut the step into items, written if `items` is not null; `work` counts blocks x heads of items that may be split.
-// Returns the number of kept parts.
-INLINE long make_items(const AttentionArgs& a, const Geometry& g, Item* items, long& count, long& work) {
-    long kept = 0;
-    count = work = 0;
-    for (long i = 0; i < a.requests; i++) {
-        const long begin = a.q_start[i], tiles = (a.q_start[i + 1] - begin + g.tile_tokens - 1) / g.tile_tokens;
-        for (long t = tiles - 1; t >= 0; t--) {  // late tiles see the most keys
-            const long first = begin + t * g.tile_tokens, left = a.q_start[i + 1] - first;
-            const long tokens = left < g.tile_tokens ? left : g.tile_tokens;
-            kept = add_items(a, g, i, first, tokens, kept, items, count);
-            work += (a.seq_lens[i] / BLOCK + 1) * ((a.kv_heads + g.heads - 1) / g.heads);
+    void all() {
+        num_segments = num_items = num_shares = kept = work = 0;
+        for (long i = 0; a.prefixes && i < long(a.prefixes->stems.size()); i++) stem(i);
+        for (long i = 0; i < a.requests.count; i++) leaf(i);
+    }
+
+private:
+    // The first block that a token sees anything of.
+    long lowest_block(const Segment& s) const {
+        const long position = is_tree(a, s.request) ? a.requests.prefix(s.request) : s.position;
+        return a.window && position >= a.window ? (position - a.window + 1) / BLOCK : 0;
+    }
+
+    Segment segment_of(long request, long from, long tokens) const {
+        return {int32_t(request), int32_t(a.requests.q_start[request] + from), int32_t(tokens),
+                int32_t(a.requests.prefix(request) + from)};
+    }
+
+    void stem(long index) {
+        const Stem& s = a.prefixes->stems[index];
+        for (long h = 0; stems && h < a.kv_heads; h++) stems[index * a.kv_heads + h] = 0;
+        long count = 0, tokens = 0, begin = s.to;
+        auto close = [&] {
+            if (count) tile(count, tokens, begin, s.to, s.parent, int32_t(index));
+            count = tokens = 0, begin = s.to;
+        };
+        for (long i = s.first; i < s.last; i++) {
+            const long request = a.prefixes->order[i], new_tokens = a.requests.new_tokens(request);
+            for (long from = 0, some; from < new_tokens; from += some) {
+                if (tokens == g.tile_tokens) close();
+                some = new_tokens - from < g.tile_tokens - tokens ? new_tokens - from : g.tile_tokens - tokens;
+                const Segment next = segment_of(request, from, some);
+                if (segments) segments[num_segments + count] = next;
+                const long lowest = lowest_block(next) > s.from ? lowest_block(next) : s.from;
+                begin = lowest < begin ? lowest : begin;
+                count++, tokens += some;
+            }
+        }
+        close();
+    }
+
+    // What a request has for itself: late tiles first, which see the most keys.
+    void leaf(long request) {
+        const long new_tokens = a.requests.new_tokens(request), after = a.prefixes ? a.prefixes->stem[request] : -1;
+        for (long t = (new_tokens + g.tile_tokens - 1) / g.tile_tokens - 1; t >= 0; t--) {
+            const long from = t * g.tile_tokens, left = new_tokens - from;
+            const Segment only = segment_of(request, from, left < g.tile_tokens ? left : g.tile_tokens);
+            if (segments) segments[num_segments] = only;
+            const long lowest = lowest_block(only), shared = after < 0 ? 0 : a.prefixes->stems[after].to;
+            tile(1, only.tokens, lowest > shared ? lowest : shared, (only.position + only.tokens - 1) / BLOCK + 1,
+                 int32_t(after), -1);
         }
     }
-    return kept;
+
+    // The tile of the next `count` segments.
+    void tile(long count, long tokens, long begin, long end, int32_t after, int32_t stem) {
+        const bool few = tokens * g.group <= FEW_ROWS;
+        const long heads = few ? g.heads : 1, chunk = few ? g.chunk : 1L << 40;
+        for (long head = 0; head < a.kv_heads; head += heads, num_shares++) {
+            const long some = a.kv_heads - head < heads ? a.kv_heads - head : heads;
+            for (long h = head; stems && stem >= 0 && h < head + some; h++) stems[stem * a.kv_heads + h]++;
+            const long before = num_items;
+            long from = begin;
+            do {
+                if (items)
+                    items[num_items] = {int32_t(num_segments), int32_t(count), int32_t(tokens), int32_t(head), int32_t(some),
+                                        int32_t(from), int32_t(end - from < chunk ? end : from + chunk), int32_t(begin),
+                                        int32_t(end), after, stem, int32_t(num_shares), end - begin > chunk ? kept : -1};
+                num_items++, from += chunk;
+            } while (from < end);
+            if (shares) shares[num_shares] = int32_t(num_items - before);
+            if (end - begin > chunk) kept += some * (end - begin);
+            if (head % g.heads == 0) work += end - begin;
+        }
+        num_segments += count;
+    }
+};
+
+// A count of things to go, which threads share.
+INLINE bool last_of(int32_t* left) { return __atomic_sub_fetch(left, 1, __ATOMIC_ACQ_REL) == 0; }
+INLINE void wait_for(const int32_t* left) {
+    for (long turn = 0; __atomic_load_n(left, __ATOMIC_ACQUIRE) > 0; turn++)
+        if (turn >= 1000) sched_yield();
 }
 
 INLINE char* carve(char*& at, long bytes) {
@@ -110,6 +174,9 @@ template <class X, class T>
 struct Worker {
     const AttentionArgs& a;
     const Geometry& g;
+    const Cut& cut;
+    float* parts;    // of all threads: results of single blocks
+    float* carried;  // [tokens in stems, heads, dim + 2]: what stems add up to, largest score, sum
     X* q;            // [heads, rows, dim] of the item
     float* total;    // [heads, rows, dim]
     float* running;  // [heads, 2, rows]: largest scores and sums so far
@@ -131,7 +198,10 @@ struct Worker {
     const uint8_t* tree = nullptr;  // of the item's first token, where it is of a tree
     const long width = sizeof(T) == 1 ? a.dim + SCALE_BYTES : a.dim;  // of a head in the pool
 
-    Worker(const AttentionArgs& args, const Geometry& geometry, char* at) : a(args), g(geometry) { lay_out(at); }
+    Worker(const Cut& whole, float* parts_, float* carried_, char* at)
+        : a(whole.a), g(whole.g), cut(whole), parts(parts_), carried(carried_) {
+        lay_out(at);
+    }
 
     // Returns the bytes in use.
     long lay_out(char* const begin) {
@@ -164,18 +234,18 @@ struct Worker {
         Keys<T>& to = *now;
         to.start = index * BLOCK;
         const long least = a.window && lowest >= a.window ? lowest - a.window + 1 : 0;
-        const long end = highest + 1, slot_width = 2 * a.kv_heads * width;
+        const long end = highest + 1, slot_width = 2 * a.kv_heads * width, page_size = a.requests.page_size;
         to.first = least > to.start ? least - to.start : 0;
         to.last = end - to.start < BLOCK ? end - to.start : BLOCK;
-        const int32_t* pages = a.pages + item.request * a.pages_stride;
+        const int32_t* pages = a.requests.pages + cut.segments[item.segment].request * a.requests.pages_stride;
         for (long j = to.first; j < to.last;) {
             const long position = to.start + j;
             const bool own = tree && position >= prefix;
             const long at = own ? prefix + path[position - prefix] : position;
-            const long page = at / a.page_size, offset = at % a.page_size;
+            const long page = at / page_size, offset = at % page_size;
             const long limit = own ? j + 1 : tree && prefix < to.start + to.last ? prefix - to.start : to.last;
-            const T* token = (const T*)a.pool + (pages[page] * a.page_size + offset) * slot_width;
-            for (long i = offset; i < a.page_size && j < limit; i++, j++, token += slot_width) to.at[j] = token;
+            const T* token = (const T*)a.pool + (pages[page] * page_size + offset) * slot_width;
+            for (long i = offset; i < page_size && j < limit; i++, j++, token += slot_width) to.at[j] = token;
         }
     }
 
@@ -204,22 +274,44 @@ struct Worker {
 
     void begin(const Item& item) {
         rows = item.tokens * g.group, padded = (rows + 15) / 16 * 16;
-        prefix = a.seq_lens[item.request] - q_len(a, item.request);
-        tree = is_tree(a, item.request) ? a.tree + item.first * a.tree_columns : nullptr;
-        for (long row = 0; row < rows; row++) {
-            const long token = row / g.group;
-            if (row % g.group == 0) place[row] = int32_t(tree ? prefix + follow(item, token) - 1 : item.position + token);
-            if (row % g.group != 0) place[row] = place[row - 1];
+        long row = 0;
+        for (long i = 0; i < item.segments; i++) {
+            const Segment& s = cut.segments[item.segment + i];
+            prefix = a.requests.prefix(s.request);
+            tree = is_tree(a, s.request) ? a.tree + s.first * a.tree_columns : nullptr;
+            for (long token = 0; token < s.tokens; token++)
+                for (long member = 0; member < g.group; member++, row++)
+                    place[row] = member ? place[row - 1] : int32_t(tree ? prefix + follow(s, token) - 1 : s.position + token);
         }
-        for (long turn = 0; turn < item.heads; turn++)
-            for (long row = 0; row < rows; row++) {
-                const long token = item.first + row / g.group, head = (item.head + turn) * g.group + row % g.group;
-                X* to = q + (turn * padded + row) * g.dim;
-                if (a.q_bf16)
-                    copy((const uint16_t*)a.q + token * a.q_stride + head * a.dim, to);
-                else
-                    copy((const float*)a.q + token * a.q_stride + head * a.dim, to);
+        if (item.stem >= 0) tree = nullptr;  // no token of this step is among a stem's keys
+        each_row(item, [&](long turn, long at, long token, long head, float*) {
+            X* to = q + (turn * padded + at) * g.dim;
+            if (a.q_bf16)
+                copy((const uint16_t*)a.q + token * a.q_stride + head * a.dim, to);
+            else
+                copy((const float*)a.q + token * a.q_stride + head * a.dim, to);
+        });
+    }
+
+    // Calls f(turn, row, index in q, head, carried state or null).
+    template <class F>
+    inline __attribute__((always_inline)) void each_row(const Item& item, F f) const {
+        for (long turn = 0; turn < item.heads; turn++) {
+            long row = 0;
+            for (long i = 0; i < item.segments; i++) {
+                const Segment& s = cut.segments[item.segment + i];
+                for (long token = s.first; token < s.first + s.tokens; token++)
+                    for (long member = 0; member < g.group; member++, row++) {
+                        const long head = (item.head + turn) * g.group + member;
+                        float* state = nullptr;
+                        if (item.stem >= 0 || item.after >= 0) {
+                            const long at = a.prefixes->carried[s.request] + token - a.requests.q_start[s.request];
+                            state = carried + (at * a.heads + head) * (g.dim + 2);
+                        }
+                        f(turn, row, token, head, state);
+                    }
             }
+        }
     }
     template <class Q>
     void copy(const Q* from, X* to) const {
@@ -230,21 +322,48 @@ struct Worker {
         for (long d = a.dim; d < g.dim; d++) to[d] = 0;
     }
 
-    // The path of a token of the tile. Returns its length.
-    long follow(const Item& item, long token) {
+    // The path of a token of a tree. Returns its length.
+    long follow(const Segment& s, long token) {
         long length = 0;
-        for (long i = 0; i < q_len(a, item.request); i++)
+        for (long i = 0; i < a.requests.new_tokens(s.request); i++)
             if (tree[token * a.tree_columns + i]) path[length++] = int32_t(i);
         return length;
     }
 
-    void clear(const Item& item) {
+    // Rows go on from what a stem made of them, or begin with nothing.
+    void start(const Item& item) {
         for (long i = 0; i < item.heads * padded * g.dim; i++) total[i] = 0;
         for (long turn = 0; turn < item.heads; turn++)
             for (long i = 0; i < padded; i++) {
                 running[2 * turn * padded + i] = -__builtin_inff();
                 running[(2 * turn + 1) * padded + i] = 0;
             }
+        if (item.after < 0) return;
+        for (long head = item.head; head < item.head + item.heads; head++)
+            wait_for(cut.stems + item.after * a.kv_heads + head);
+        each_row(item, [&](long turn, long row, long, long, const float* state) {
+            __builtin_memcpy(total + (turn * padded + row) * g.dim, state, g.dim * 4);
+            running[2 * turn * padded + row] = state[g.dim];
+            running[(2 * turn + 1) * padded + row] = state[g.dim + 1];
+        });
+    }
+
+    // What rows came to is their result, or where others go on.
+    void finish(const Item& item) const {
+        each_row(item, [&](long turn, long row, long token, long head, float* state) {
+            const float top = running[2 * turn * padded + row], weight = running[(2 * turn + 1) * padded + row];
+            const float* from = total + (turn * padded + row) * g.dim;
+            if (item.stem >= 0) {
+                __builtin_memcpy(state, from, g.dim * 4);
+                state[g.dim] = top, state[g.dim + 1] = weight;
+            } else if (a.q_bf16) {
+                write_row(from, weight, (uint16_t*)a.out + (token * a.heads + head) * a.dim);
+            } else {
+                write_row(from, weight, (float*)a.out + (token * a.heads + head) * a.dim);
+            }
+        });
+        for (long head = item.head; item.stem >= 0 && head < item.head + item.heads; head++)
+            last_of(cut.stems + item.stem * a.kv_heads + head);
     }
 
     // The key or value of a token as a row of `dim` numbers; `room`: which row of `edge` it may use.
@@ -396,7 +515,7 @@ struct Worker {
         }
         nothing_seen(0, padded);
         for (long token = 0; token < item.tokens; token++) {
-            follow(item, token);
+            follow(cut.segments[item.segment], token);
             active = token * g.group, active_end = active + g.group;
             share_of_block(item, index, place[active], place[active]);
             nothing_seen(active, active_end);
@@ -430,7 +549,6 @@ struct Worker {
         }
     }
 
-    float* parts = nullptr;  // of all threads
     float* part_of(const Item& item, long index, long turn) const {
         return parts + (item.kept + (index - item.begin) * item.heads + turn) * g.part_floats();
     }
@@ -451,18 +569,6 @@ struct Worker {
             }
     }
 
-    void write(const Item& item) const {
-        for (long turn = 0; turn < item.heads; turn++)
-            for (long row = 0; row < rows; row++) {
-                const long token = item.first + row / g.group, head = (item.head + turn) * g.group + row % g.group;
-                const float weight = running[(2 * turn + 1) * padded + row];
-                const float* from = total + (turn * padded + row) * g.dim;
-                if (a.q_bf16)
-                    write_row(from, weight, (uint16_t*)a.out + (token * a.heads + head) * a.dim);
-                else
-                    write_row(from, weight, (float*)a.out + (token * a.heads + head) * a.dim);
-            }
-    }
     template <class O>
     void write_row(const float* from, float weight, O* out) const {
         long d = 0;
@@ -471,17 +577,22 @@ struct Worker {
     }
 
     // Take items, one after another, until there are none.
-    void run(const Item* items, long count, long* counter) {
+    void run(long* counter) {
         while (true) {
             long mine;
 #pragma omp atomic capture
             mine = (*counter)++;
-            if (mine >= count) return;
-            const Item& item = items[mine];
+            if (mine >= cut.num_items) return;
+            const Item& item = cut.items[mine];
             begin(item);
-            if (item.kept < 0) clear(item);
+            if (item.kept < 0) start(item);
             for (long index = item.from; index < item.to; index++) block(item, index);
-            if (item.kept < 0) write(item);
+            if (item.kept >= 0) {
+                if (!last_of(cut.shares + item.share)) continue;
+                start(item);
+                join_kept(item);
+            }
+            finish(item);
         }
     }
 };
@@ -489,35 +600,38 @@ struct Worker {
 template <class X, class T>
 static void attend(const AttentionArgs& a) {
     Geometry g(a, sizeof(T), DIM_STEP<T>);
-    long count, work, counter = 0;
-    make_items(a, g, nullptr, count, work);
-    if (count == 0) return;
-    const int threads = work * g.heads * g.group * a.dim * BLOCK <= SERIAL_PRODUCTS ? 1 : a.threads;
-    if (threads > 1) g.chunk = work / (8 * threads) > 1 ? work / (8 * threads) : 1;
-    const long parts = make_items(a, g, nullptr, count, work);
-    const long room = Worker<X, T>(a, g, nullptr).lay_out(nullptr);
-    const long item_bytes = (count * long(sizeof(Item)) + 63) / 64 * 64;
-    char* base = a.grow(item_bytes + threads * room + parts * g.part_floats() * 4);
-    Item* items = (Item*)base;
-    make_items(a, g, items, count, work);
+    Cut cut{a, g};
+    cut.all();
+    if (cut.num_items == 0) return;
+    const int threads = cut.work * g.heads * g.group * a.dim * BLOCK <= SERIAL_PRODUCTS ? 1 : a.threads;
+    if (threads > 1) {
+        g.chunk = cut.work / (8 * threads) > 1 ? cut.work / (8 * threads) : 1;
+        cut.all();
+    }
+    const long stems = a.prefixes ? long(a.prefixes->stems.size()) : 0, tokens = a.prefixes ? a.prefixes->tokens : 0;
+    const long room = Worker<X, T>(cut, nullptr, nullptr, nullptr).lay_out(nullptr);
+    auto divide = [&](char* const begin, float*& parts, float*& carried, char*& rooms) {
+        char* at = begin;
+        cut.items = (Item*)carve(at, cut.num_items * long(sizeof(Item)));
+        cut.segments = (Segment*)carve(at, cut.num_segments * long(sizeof(Segment)));
+        cut.shares = (int32_t*)carve(at, cut.num_shares * 4);
+        cut.stems = (int32_t*)carve(at, stems * a.kv_heads * 4);
+        parts = (float*)carve(at, cut.kept * g.part_floats() * 4);
+        carried = (float*)carve(at, tokens * a.heads * (g.dim + 2) * 4);
+        rooms = carve(at, threads * room);
+        return at - begin;
+    };
+    float *parts, *carried;
+    char* rooms;
+    divide(a.grow(divide(nullptr, parts, carried, rooms)), parts, carried, rooms);
+    cut.all();
+    long counter = 0;
 #pragma omp parallel num_threads(threads) if (threads > 1)
     {
         const typename SetupIf<on_tiles<X>>::Type setup(16);
-        Worker<X, T> worker(a, g, base + item_bytes + omp_get_thread_num() * room);
+        Worker<X, T> worker(cut, parts, carried, rooms + omp_get_thread_num() * room);
         worker.clear_edge();
-        worker.parts = (float*)(base + item_bytes + threads * room);
-        worker.run(items, count, &counter);
-        if (parts) {
-#pragma omp barrier
-#pragma omp for schedule(dynamic, 1)
-            for (long i = 0; i < count; i++) {
-                if (items[i].kept < 0 || items[i].from != items[i].begin) continue;
-                worker.begin(items[i]);
-                worker.clear(items[i]);
-                worker.join_kept(items[i]);
-                worker.write(items[i]);
-            }
-        }
+        worker.run(&counter);
     }
 }
 

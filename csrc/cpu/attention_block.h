@@ -10,7 +10,6 @@
 namespace trunkline {
 namespace TRUNKLINE_ISA {
 
-constexpr long BLOCK = 128;           // keys
 constexpr long SPAN = SLAB * PANEL;   // columns of a slab
 template <class T>
 constexpr long DIM_STEP = 4 * W / sizeof(T) > 32 ? 4 * W / sizeof(T) : 32;  // heads are filled up to a multiple

@@ -243,8 +243,8 @@ void check_attention(long q_len, long length, long heads, long kv_heads, long di
     a.store = whole ? Store::int8 : bf16 ? Store::bfloat16 : Store::float32;
     a.soft_cap = asked.soft_cap;
     if (asked.tree) a.tree = tree.data(), a.tree_columns = q_len;
-    a.q_start = starts.data(), a.seq_lens = lens.data(), a.pages = table.data(), a.pages_stride = pages;
-    a.requests = 1, a.heads = heads, a.kv_heads = kv_heads, a.dim = dim, a.page_size = page, a.window = window;
+    a.requests = {starts.data(), lens.data(), table.data(), pages, 1, page};
+    a.heads = heads, a.kv_heads = kv_heads, a.dim = dim, a.window = window;
     a.scale = 1 / std::sqrt(float(dim)), a.threads = threads, a.grow = scratch;
     in_use().attention(a);
     std::vector<double> wanted(q_len * heads * dim);
@@ -271,6 +271,31 @@ void check_attention(long q_len, long length, long heads, long kv_heads, long di
                     wanted[(t * heads + h) * dim + d] += weights[j - low] / sum * pool[at(j, 1) + d];
         }
     expect(close(out, wanted), "attention", q_len, length, dim);
+}
+
+// Requests that share their first pages have the bits that each has alone.
+void check_shared(long q_len, long page, bool bf16, int threads) {
+    const long count = 4, heads = 4, kv_heads = 2, dim = 20, longest = 450, columns = (longest + page - 1) / page;
+    Numbers q(count * q_len * heads * dim, bf16), pool(count * columns * page * 2 * kv_heads * dim, bf16);
+    Numbers out(count * q_len * heads * dim, bf16, true), alone(count * q_len * heads * dim, bf16, true);
+    std::vector<int32_t> table(count * columns), starts, lens;
+    for (long i = 0; i < count; i++) {
+        starts.push_back(int32_t(i * q_len)), lens.push_back(int32_t(longest - 40 * i));
+        for (long p = 0; p < columns; p++) table[i * columns + p] = int32_t((p * page < 400 - 100 * i ? 0 : i * columns) + p);
+    }
+    starts.push_back(int32_t(count * q_len));
+    AttentionArgs a{};
+    a.q = q.data.get(), a.q_stride = heads * dim, a.q_bf16 = bf16, a.pool = pool.data.get(), a.out = out.data.get();
+    a.store = bf16 ? Store::bfloat16 : Store::float32;
+    a.requests = {starts.data(), lens.data(), table.data(), columns, count, page};
+    a.heads = heads, a.kv_heads = kv_heads, a.dim = dim, a.scale = 0.2f, a.threads = threads, a.grow = scratch;
+    const Prefixes prefixes(a.requests, TILE_ROWS / 2);
+    expect(prefixes.stems.size() == 2, "stems", long(prefixes.stems.size()), page, q_len);
+    a.prefixes = &prefixes;
+    in_use().attention(a);
+    a.prefixes = nullptr, a.out = alone.data.get();
+    in_use().attention(a);
+    expect(!std::memcmp(out.data.get(), alone.data.get(), count * q_len * heads * dim * long(q.size())), "shared", q_len, page, bf16);
 }
 
 // Every kind of row; what is chosen must be a column that may be, and with u = 0 and nothing else the first that weighs.
@@ -355,6 +380,8 @@ void check_all(int threads) {
                     check_attention(9, 262, 6, 2, dim, 5, window, bf16, threads, asked);
                 }
             }
+        for (long q_len : {1, 3, 17})
+            for (long page : {1, 16, 48}) check_shared(q_len, page, bf16, threads);
         for (long columns : {1, 31, 64, 65, 1000}) check_choose(columns, threads);
         check_memory(33, 17, bf16, threads);
         check_memory(40, 64, bf16, threads);

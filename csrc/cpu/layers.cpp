@@ -3,6 +3,7 @@
 #include "layers.h"
 
 #include "arguments.h"
+#include "plan.h"
 
 #include <nanobind/stl/vector.h>
 
@@ -77,34 +78,26 @@ public:
 
     // x [tokens, hidden] is overwritten with what the last layer makes of it.
     void run(nb::handle x_object, nb::handle table_object, nb::handle slots_object, nb::handle pool_object,
-             nb::handle q_start_object, nb::handle lens_object, nb::handle pages_object, std::vector<long> windows,
-             float scale, float soft_cap, nb::handle tree, long page_size, long num_slots, int threads) {
+             const AttentionPlan& plan, std::vector<long> windows, int threads) {
         Tensor x("layers", "x", x_object), table("layers", "table", table_object), slots("layers", "slots", slots_object),
-            pool("layers", "pool", pool_object), q_start("layers", "q_start", q_start_object),
-            lens("layers", "seq_lens", lens_object), pages("layers", "page_table", pages_object);
+            pool("layers", "pool", pool_object);
         const long tokens = x.size[0], count = long(layers.size());
         const Type type = bf16 ? Type::bfloat16 : Type::float32;
-        EXPECT(x, x.type == type && x.dims == 2 && x.dense() && x.size[1] == hidden, "dense [*, " + number(hidden) + "]");
+        EXPECT(x, x.type == type && x.dims == 2 && x.dense() && x.size[1] == hidden && tokens == plan.tokens,
+               "dense [" + number(plan.tokens) + ", " + number(hidden) + "] of the weights' type");
         EXPECT(table, table.type == Type::float32 && table.dims == 3 && table.dense() && table.size[0] == tokens &&
                           table.size[1] == 2 && table.size[2] == dim,
                "dense float32 [" + number(tokens) + ", 2, " + number(dim) + "]");
         const Store store = pool_store(pool, dim);
-        EXPECT(pool, pool.dims == 5 && pool.dense() && pool.size[0] == count && pool.size[1] >= num_slots &&
+        EXPECT(pool, pool.dims == 5 && pool.dense() && pool.size[0] == count && pool.size[1] >= plan.num_slots &&
                          pool.size[2] == 2 && pool.size[3] == kv_heads && pool.size[4] == head_width(store, dim),
-               "dense [" + number(count) + ", " + number(num_slots) + " or more, 2, " + number(kv_heads) + ", " + number(head_width(store, dim)) + "]");
-        auto* starts = reinterpret_cast<int32_t*>(q_start.data);
-        if (starts[lens.size[0]] != tokens)
-            refuse("layers: q_start ends at " + number(starts[lens.size[0]]) + "; there are " + number(tokens) + " tokens");
+               "dense [" + number(count) + ", " + number(plan.num_slots) + " or more, 2, " + number(kv_heads) + ", " + number(head_width(store, dim)) + "]");
         if (long(windows.size()) != count) refuse("layers: " + number(long(windows.size())) + " windows for " + number(count));
         const int64_t* checked = indices(slots, pool.size[1]);
         EXPECT(slots, slots.size[0] == tokens, "[" + number(tokens) + "]");
         std::vector<int64_t> rows(checked, checked + tokens);
-        AttentionArgs attention{};
-        attention.q_start = starts, attention.seq_lens = reinterpret_cast<int32_t*>(lens.data);
-        attention.pages = reinterpret_cast<int32_t*>(pages.data), attention.pages_stride = pages.stride[0];
-        attention.requests = lens.size[0], attention.page_size = page_size, attention.store = store;
-        attention.scale = scale, attention.soft_cap = soft_cap;
-        set_tree(attention, "layers", tree, tokens);
+        AttentionArgs attention = plan.args();
+        attention.store = store;
         const long layer_bytes = pool.stride[0] * pool.element();
         nb::gil_scoped_release release;
         reserve(tokens);
@@ -190,9 +183,8 @@ private:
 void bind_layers(nb::module_& m) {
     nb::class_<LayerStack>(m, "LayerStack")
         .def(nb::init<nb::list, long, long, long, long, bool, float>())
-        .def("run", &LayerStack::run, nb::arg("x"), nb::arg("rope"), nb::arg("slots"), nb::arg("pool"), nb::arg("q_start"),
-             nb::arg("seq_lens"), nb::arg("page_table"), nb::arg("windows"), nb::arg("scale"), nb::arg("soft_cap"),
-             nb::arg("tree_mask").none(), nb::arg("page_size"), nb::arg("num_slots"), nb::arg("threads"));
+        .def("run", &LayerStack::run, nb::arg("x"), nb::arg("rope"), nb::arg("slots"), nb::arg("pool"), nb::arg("plan"),
+             nb::arg("windows"), nb::arg("threads"));
 }
 
 }  // namespace trunkline

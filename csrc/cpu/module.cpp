@@ -1,6 +1,7 @@
 // The Python module: checks arguments, releases the interpreter's lock, calls the operation.
 #include "arguments.h"
 #include "layers.h"
+#include "plan.h"
 
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
@@ -228,80 +229,25 @@ void call_store_kv(nb::handle pool_object, nb::handle slots_object, nb::handle k
     in_use().store(args);
 }
 
-// A token of a tree sees itself, and none after it.
-void check_tree(const Tensor& tree, const int32_t* starts, long requests) {
-    const long tokens = starts[requests];
-    EXPECT(tree, tree.type == Type::boolean && tree.dims == 2 && tree.dense() && tree.size[0] == tokens,
-           "dense bool [" + number(tokens) + ", *]");
-    for (long i = 0; i < requests; i++) {
-        const long count = starts[i + 1] - long(starts[i]);
-        for (long t = 0; t < count && count <= tree.size[1]; t++)
-            for (long j = t; j < count; j++)
-                if (bool(tree.data[(starts[i] + t) * tree.size[1] + j]) != (j == t))
-                    refuse("plan_attention: tree_mask of request " + number(i) + ": token " + number(t) +
-                           (j == t ? " does not see itself" : " sees token " + number(j) + ", which comes after it"));
-    }
-}
-
-// The tensors of a step's plan, checked so that attention reads only pages that exist.
-void check_plan(nb::handle q_start_object, nb::handle lens_object, nb::handle pages_object, long page_size,
-                long num_slots, nb::handle tree_object) {
-    Tensor q_start("plan_attention", "q_start", q_start_object), lens("plan_attention", "seq_lens", lens_object),
-        pages("plan_attention", "page_table", pages_object);
-    if (page_size < 1) refuse("plan_attention: page_size is " + number(page_size) + "; at least 1 is expected");
-    EXPECT(lens, lens.type == Type::int32 && lens.dims == 1 && lens.dense(), "a dense vector of int32");
-    long requests = lens.size[0];
-    EXPECT(q_start, q_start.type == Type::int32 && q_start.dims == 1 && q_start.dense() &&
-                        q_start.size[0] == requests + 1,
-                    "dense int32 [" + number(requests + 1) + "]");
-    EXPECT(pages, pages.type == Type::int32 && pages.dims == 2 && pages.dense(1) && pages.size[0] == requests,
-                  "int32 [" + number(requests) + ", *], dense along the last dimension");
-    auto* starts = reinterpret_cast<int32_t*>(q_start.data);
-    auto* lengths = reinterpret_cast<int32_t*>(lens.data);
-    if (starts[0] != 0) refuse("plan_attention: q_start begins with " + number(starts[0]) + "; 0 is expected");
-    for (long i = 0; i < requests; i++) {
-        long count = starts[i + 1] - long(starts[i]), used = (lengths[i] + page_size - 1) / page_size;
-        std::string where = "plan_attention: request " + number(i) + " has ";
-        if (count < 0 || lengths[i] < count)
-            refuse(where + number(count) + " tokens in this step and a length of " + number(lengths[i]));
-        if (used > pages.size[1])
-            refuse(where + "a length of " + number(lengths[i]) + ": more than " + number(pages.size[1]) + " pages of " +
-                   number(page_size));
-        auto* row = reinterpret_cast<int32_t*>(pages.data) + i * pages.stride[0];
-        for (long p = 0; p < used; p++)
-            if (row[p] < 0 || (row[p] + 1L) * page_size > num_slots)
-                refuse(where + "page " + number(row[p]) + "; the pool has " + number(num_slots / page_size));
-    }
-    if (!tree_object.is_none()) check_tree(Tensor("plan_attention", "tree_mask", tree_object), starts, requests);
-}
-
-void call_attention(nb::handle q_object, nb::handle pool_object, nb::handle q_start_object, nb::handle lens_object,
-                    nb::handle pages_object, long window, float scale, float soft_cap, nb::handle tree, long page_size,
-                    long num_slots, nb::handle out_object, int threads) {
-    Tensor q("attention", "q", q_object), pool("attention", "pool", pool_object), out("attention", "out", out_object),
-        q_start("attention", "q_start", q_start_object), lens("attention", "seq_lens", lens_object),
-        pages("attention", "page_table", pages_object);
+void call_attention(nb::handle q_object, nb::handle pool_object, const AttentionPlan& plan, nb::handle out_object,
+                    int threads) {
+    Tensor q("attention", "q", q_object), pool("attention", "pool", pool_object), out("attention", "out", out_object);
     q.floats();
     const long dim = q.dims == 3 ? q.size[2] : 0;
     const Store store = pool_store(pool, dim);
-    EXPECT(pool, pool.dims == 4 && pool.dense() && pool.size[0] >= num_slots && pool.size[1] == 2,
-                 "dense [" + number(num_slots) + " or more, 2, heads, dim]");
-    auto* starts = reinterpret_cast<int32_t*>(q_start.data);
-    EXPECT(q, q.dims == 3 && q.dense(1) && q.size[0] == starts[lens.size[0]] && pool.size[2] > 0 &&
+    EXPECT(pool, pool.dims == 4 && pool.dense() && pool.size[0] >= plan.num_slots && pool.size[1] == 2,
+                 "dense [" + number(plan.num_slots) + " or more, 2, heads, dim]");
+    EXPECT(q, q.dims == 3 && q.dense(1) && q.size[0] == plan.tokens && pool.size[2] > 0 &&
                   q.size[1] % pool.size[2] == 0 && head_width(store, dim) == pool.size[3],
-              "[" + number(starts[lens.size[0]]) + ", a multiple of " + number(pool.size[2]) + ", " +
+              "[" + number(plan.tokens) + ", a multiple of " + number(pool.size[2]) + ", " +
                   number(pool.size[3] - head_width(store, 0)) + "]");
     bool same = out.dims == 3 && out.dense() && out.type == q.type;
     for (int i = 0; same && i < 3; i++) same = out.size[i] == q.size[i];
     EXPECT(out, same, "dense, like q, which is " + q.text());
-    AttentionArgs args{};
+    AttentionArgs args = plan.args();
     args.q = q.data, args.q_stride = q.stride[0], args.q_bf16 = q.bf16();
     args.pool = pool.data, args.store = store, args.out = out.data;
-    args.q_start = starts, args.seq_lens = reinterpret_cast<int32_t*>(lens.data);
-    args.pages = reinterpret_cast<int32_t*>(pages.data), args.pages_stride = pages.stride[0];
-    args.requests = lens.size[0], args.heads = q.size[1], args.kv_heads = pool.size[2], args.dim = q.size[2];
-    args.page_size = page_size, args.window = window, args.scale = scale, args.soft_cap = soft_cap;
-    set_tree(args, "attention", tree, q.size[0]);
+    args.heads = q.size[1], args.kv_heads = pool.size[2], args.dim = q.size[2];
     args.threads = team(threads), args.grow = scratch;
     nb::gil_scoped_release release;
     in_use().attention(args);
@@ -423,12 +369,9 @@ NB_MODULE(native, m) {
     m.def("embedding", call_embedding);
     m.def("packed_embedding", call_packed_embedding);
     m.def("store_kv", call_store_kv);
-    m.def("check_plan", check_plan, nb::arg("q_start"), nb::arg("seq_lens"), nb::arg("page_table"), nb::arg("page_size"),
-          nb::arg("num_slots"), nb::arg("tree_mask").none());
+    bind_plan(m);
     bind_layers(m);
     m.def("choose", call_choose, nb::arg("logits"), nb::arg("choices"), nb::arg("at"), nb::arg("words").none(),
           nb::arg("tokens"), nb::arg("usable"), nb::arg("threads"));
-    m.def("attention", call_attention, nb::arg("q"), nb::arg("pool"), nb::arg("q_start"), nb::arg("seq_lens"),
-          nb::arg("page_table"), nb::arg("window"), nb::arg("scale"), nb::arg("soft_cap"), nb::arg("tree_mask").none(),
-          nb::arg("page_size"), nb::arg("num_slots"), nb::arg("out"), nb::arg("threads"));
+    m.def("attention", call_attention, nb::arg("q"), nb::arg("pool"), nb::arg("plan"), nb::arg("out"), nb::arg("threads"));
 }

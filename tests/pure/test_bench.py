@@ -124,7 +124,7 @@ def test_kernels_report_every_shape(
     monkeypatch.setattr(kernels, "COLD_BYTES", 1 << 16)
     monkeypatch.setattr(kernels, "LINEAR_SIZES", ((32, 64),))
     monkeypatch.setattr(kernels, "ROWS", (1, 4))
-    monkeypatch.setattr(kernels, "ATTENTION_SHAPES", ((2, 1, 40), (1, 8, 16)))
+    monkeypatch.setattr(kernels, "ATTENTION_SHAPES", ((2, 1, 40, 32), (1, 8, 16, 0)))
     monkeypatch.setattr(kernels, "VOCABULARY", 300)
     monkeypatch.setattr(kernels, "SAMPLING_ROWS", (3,))
     words = ["bench", "kernels", "--seconds", "0.001", "--cpu-threads", "1", "--dtype", "float32"]

@@ -33,13 +33,15 @@ ROUNDED_SIZES = ((6144, 1024), (1024, 3072))
 ROUNDED: Mapping[str, Quantized] = MappingProxyType({"int8": (8, 0), "int4": (4, 32), "int4-128": (4, 128)})
 ROWS = (1, 4, 16, 32, 64, 256, 1024)
 ATTENTION_SHAPES = (
-    (1, 1, 1024),
-    (8, 1, 1024),
-    (32, 1, 1024),
-    (32, 1, 4096),
-    (1, 256, 256),
-    (1, 256, 2048),
-)  # (requests, new, keys)
+    (1, 1, 1024, 0),
+    (8, 1, 1024, 0),
+    (32, 1, 1024, 0),
+    (32, 1, 1088, 1024),
+    (32, 1, 4096, 0),
+    (32, 32, 1056, 1024),
+    (1, 256, 256, 0),
+    (1, 256, 2048, 0),
+)  # (requests, new, keys, those that all share)
 VOCABULARY = 151_936
 SAMPLING_ROWS = (1, 32, 256)
 SAMPLING: Mapping[str, tuple[int, float, float]] = MappingProxyType(  # top_k, top_p, min_p
@@ -236,8 +238,11 @@ def linear_point(
     }
 
 
-def attention_point(bench: Bench, kernels: Any, requests: int, new: int, keys: int) -> dict[str, Any]:
-    """Requests that each attend `new` last tokens over `keys` keys in pages. Planning is timed apart."""
+def attention_point(
+    bench: Bench, kernels: Any, requests: int, new: int, keys: int, shared: int
+) -> dict[str, Any]:
+    """Requests that each attend `new` last tokens over `keys` keys in pages, the first `shared` of which all
+    have in common. Planning is timed apart."""
     import torch
 
     from trunkline.kernels.ops import PagedShape
@@ -246,19 +251,21 @@ def attention_point(bench: Bench, kernels: Any, requests: int, new: int, keys: i
     shape = PagedShape(HEADS, KV_HEADS, HEAD_DIM, PAGE, requests * pages * PAGE)
     pool = bench.random(shape.num_slots + 1, 2, KV_HEADS, HEAD_DIM)
     table = torch.arange(requests * pages, dtype=torch.int32, device=bench.device).view(requests, pages)
+    table[:, : shared // PAGE] = table[0, : shared // PAGE].clone()
     q_start = torch.arange(0, requests * new + 1, new, dtype=torch.int32, device=bench.device)
     lens = torch.full((requests,), keys, dtype=torch.int32, device=bench.device)
     q = bench.random(requests * new, HEADS, HEAD_DIM)
     plan = kernels.plan_attention(q_start, lens, table, None, shape)
     took = bench.time(lambda _: kernels.attention(q, pool, plan))
     planning = bench.time(lambda _: kernels.plan_attention(q_start, lens, table, None, shape))
-    size = requests * keys * 2 * KV_HEADS * HEAD_DIM * pool.element_size()
+    size = (requests * (keys - shared) + shared) * 2 * KV_HEADS * HEAD_DIM * pool.element_size()
     seen = new * keys - new * (new - 1) / 2  # (query, key) pairs of a causal request
     work = 4.0 * requests * seen * HEADS * HEAD_DIM
     return {
         "requests": requests,
         "new": new,
         "keys": keys,
+        "shared": shared,
         "us": round(took * 1e6, 1),
         "plan_us": round(planning * 1e6, 1),
         "gb_per_s": round(size / took / 1e9, 2),
@@ -304,7 +311,7 @@ def print_table(result: dict[str, Any]) -> None:
     for kind, names in (
         ("linear", ("n", "k", "m")),
         ("rounded", ("weights", "n", "k", "m")),
-        ("attention", ("requests", "new", "keys")),
+        ("attention", ("requests", "new", "keys", "shared")),
         ("sampling", ("rows", "how")),
     ):
         columns = (*names, "us", "gb_per_s", "gflop_per_s", "of_limit")

@@ -66,38 +66,28 @@ class LayerStack:
         rope: Tensor,
         slots: Tensor,
         pool: Tensor,
-        q_start: Tensor,
-        seq_lens: Tensor,
-        page_table: Tensor,
+        plan: AttentionPlan,
         windows: list[int],
-        scale: float,
-        soft_cap: float,
-        tree_mask: Tensor | None,
-        page_size: int,
-        num_slots: int,
         threads: int,
     ) -> None: ...
 
-def check_plan(
-    q_start: Tensor,
-    seq_lens: Tensor,
-    page_table: Tensor,
-    page_size: int,
-    num_slots: int,
-    tree_mask: Tensor | None,
-) -> None: ...
-def attention(
-    q: Tensor,
-    pool: Tensor,
-    q_start: Tensor,
-    seq_lens: Tensor,
-    page_table: Tensor,
-    window: int,
-    scale: float,
-    soft_cap: float,
-    tree_mask: Tensor | None,
-    page_size: int,
-    num_slots: int,
-    out: Tensor,
-    threads: int,
-) -> None: ...
+class AttentionPlan:
+    def __init__(
+        self,
+        q_start: Tensor,
+        seq_lens: Tensor,
+        page_table: Tensor,
+        tree_mask: Tensor | None,
+        window: int,
+        group: int,
+        page_size: int,
+        num_slots: int,
+        scale: float,
+        soft_cap: float,
+    ) -> None: ...
+    @property
+    def window(self) -> int: ...
+    def stems(self) -> list[tuple[list[int], int, int]]:
+        """Which requests share which blocks of 128 keys: (requests, from, to), parents before children."""
+
+def attention(q: Tensor, pool: Tensor, plan: AttentionPlan, out: Tensor, threads: int) -> None: ...

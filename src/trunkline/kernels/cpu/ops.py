@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from trunkline.kernels.cpu import native
-from trunkline.kernels.cpu.native import isa, isas, select_isa
+from trunkline.kernels.cpu.native import AttentionPlan, isa, isas, select_isa
 from trunkline.kernels.ops import (
     Activation,
     Choices,
@@ -234,40 +234,13 @@ class _Stack:
     def __call__(
         self, x: Tensor, rope: Tensor, slots: Tensor, pool: Tensor, plans: Sequence[AttentionPlan]
     ) -> Tensor:
-        plan = plans[0]
-        self._native.run(
-            x,
-            rope,
-            slots,
-            pool,
-            plan.q_start,
-            plan.seq_lens,
-            plan.page_table,
-            [p.window for p in plans],
-            plan.shape.score_scale,
-            plan.shape.soft_cap,
-            plan.tree_mask,
-            plan.shape.page_size,
-            plan.shape.num_slots,
-            torch.get_num_threads(),
-        )
+        windows = [plan.window for plan in plans]
+        self._native.run(x, rope, slots, pool, plans[0], windows, torch.get_num_threads())
         return x
 
 
 def layer_stack(layers: Sequence[LayerWeights], heads: int, kv_heads: int, eps: float) -> LayerStack | None:
     return _Stack(layers, heads, kv_heads, eps)
-
-
-@dataclass(frozen=True)
-class AttentionPlan:
-    """A step's tensors, checked. The tiles that threads take are found anew in each call."""
-
-    q_start: Tensor
-    seq_lens: Tensor
-    page_table: Tensor
-    window: int  # 0: none
-    shape: PagedShape
-    tree_mask: Tensor | None
 
 
 def plan_attention(
@@ -278,25 +251,21 @@ def plan_attention(
     shape: PagedShape,
     tree_mask: Tensor | None = None,
 ) -> AttentionPlan:
-    native.check_plan(q_start, seq_lens, page_table, shape.page_size, shape.num_slots, tree_mask)
-    return AttentionPlan(q_start, seq_lens, page_table, window or 0, shape, tree_mask)
+    return AttentionPlan(
+        q_start,
+        seq_lens,
+        page_table,
+        tree_mask,
+        window or 0,
+        shape.num_heads // shape.num_kv_heads,
+        shape.page_size,
+        shape.num_slots,
+        shape.score_scale,
+        shape.soft_cap,
+    )
 
 
 def attention(q: Tensor, pool: Tensor, plan: AttentionPlan) -> Tensor:
     out = torch.empty(q.shape, dtype=q.dtype)
-    native.attention(
-        q,
-        pool,
-        plan.q_start,
-        plan.seq_lens,
-        plan.page_table,
-        plan.window,
-        plan.shape.score_scale,
-        plan.shape.soft_cap,
-        plan.tree_mask,
-        plan.shape.page_size,
-        plan.shape.num_slots,
-        out,
-        torch.get_num_threads(),
-    )
+    native.attention(q, pool, plan, out, torch.get_num_threads())
     return out
