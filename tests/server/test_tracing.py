@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterator
+from concurrent import futures
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -10,6 +14,7 @@ import pytest
 
 from tests.server.conftest import http_client, make_app
 from tests.server.fake_client import FakeClient
+from tests.server.live import Server
 from trunkline.config.schema import EngineConfig, ObserveConfig
 from trunkline.engine.offline import Engine
 from trunkline.server.gate import Gate
@@ -19,6 +24,8 @@ from trunkline.types import RequestError, Timing
 
 pytest.importorskip("opentelemetry.sdk")
 
+import grpc
+from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
@@ -125,3 +132,96 @@ def test_without_the_packages(
     with pytest.raises(RequestError) as caught:
         make_app(client, tokenizer, config, observe=ObserveConfig(trace=True))
     assert caught.value.code == "missing_package"
+
+
+# ---------------------------------------------------------------------- on the wire
+class Collector(trace_service_pb2_grpc.TraceServiceServicer):
+    """Keeps what an exporter sends, as OTLP over gRPC."""
+
+    def __init__(self) -> None:
+        self.sent: list[Any] = []
+        self._server = grpc.server(futures.ThreadPoolExecutor(2))
+        trace_service_pb2_grpc.add_TraceServiceServicer_to_server(self, self._server)
+        self.endpoint = f"127.0.0.1:{self._server.add_insecure_port('127.0.0.1:0')}"
+        self._server.start()
+
+    def Export(self, request: Any, context: Any) -> Any:
+        self.sent.append(request)
+        return trace_service_pb2.ExportTraceServiceResponse()
+
+    def spans(self) -> list[Any]:
+        """All spans; each must say who sent it."""
+        found = []
+        for resource in [one for request in self.sent for one in request.resource_spans]:
+            assert attributes_of(resource.resource)["service.name"] == "trunkline"
+            for scope in resource.scope_spans:
+                assert scope.scope.name == "trunkline"
+                found += scope.spans
+        return found
+
+    def close(self) -> None:
+        self._server.stop(None).wait()
+
+
+def attributes_of(message: Any) -> dict[str, Any]:
+    def plain(value: Any) -> Any:
+        kind = value.WhichOneof("value")
+        inner = getattr(value, kind)
+        return [plain(one) for one in inner.values] if kind == "array_value" else inner
+
+    return {one.key: plain(one.value) for one in message.attributes}
+
+
+@pytest.fixture
+def collector() -> Iterator[Collector]:
+    made = Collector()
+    yield made
+    made.close()
+
+
+def test_a_collector_gets_the_spans_of_a_running_server(tiny_model: Path, collector: Collector) -> None:
+    server = Server(
+        tiny_model, "--enable-trace", "--otlp-traces-endpoint", collector.endpoint,
+        "--chunked-prefill-size", "16",
+    )  # fmt: skip
+    prompt = {"prompt": list(range(5, 45)), "max_tokens": 6, "ignore_eos": True, "temperature": 0}
+    headers = {"traceparent": PARENT, "x-request-id": "mine"}
+    for stream in (False, True):
+        answer = server.http.post("/v1/completions", json={**prompt, "stream": stream}, headers=headers)
+        assert answer.status_code == 200
+    refused = server.http.post("/v1/completions", json={**prompt, "max_tokens": 10**6}, headers=headers)
+    assert refused.status_code == 400
+    code, log = server.stop()  # what has not been sent is sent at the end
+    assert code == 0 and "Traceback" not in log, log
+    spans = collector.spans()
+    roots = [span for span in spans if span.parent_span_id.hex() == PARENT.split("-")[2]]
+    assert {span.trace_id.hex() for span in spans} == {PARENT.split("-")[1]}
+    assert len({span.span_id for span in spans}) == len(spans) and len(roots) == 2
+    for root in roots:
+        told = attributes_of(root)
+        wanted = {
+            "gen_ai.operation.name": "text_completion", "gen_ai.usage.input_tokens": 40,
+            "gen_ai.usage.output_tokens": 6, "gen_ai.request.max_tokens": 6, "http.route": "/v1/completions",
+            "gen_ai.response.finish_reasons": ["length"], "http.response.status_code": 200,
+            "trunkline.request_id": "mine",
+        }  # fmt: skip
+        assert {name: told[name] for name in wanted} == wanted
+        below = sorted(
+            (span for span in spans if span.parent_span_id == root.span_id),
+            key=lambda span: span.start_time_unix_nano,
+        )
+        stages = [(span.name, attributes_of(span).get("tokens")) for span in below]
+        computed = 40 - told["trunkline.cached_tokens"]
+        chunks = [min(16, computed - at) for at in range(0, computed, 16)]
+        assert stages == [
+            ("queue", None),
+            *(("prefill chunk", size) for size in chunks),
+            ("decode", 6),
+            ("detokenize", None),
+        ]
+        for earlier, later in itertools.pairwise(below[:-1]):
+            assert earlier.end_time_unix_nano <= later.start_time_unix_nano + 10**6
+        assert root.start_time_unix_nano <= below[0].start_time_unix_nano + 10**6
+        assert max(span.end_time_unix_nano for span in below) <= root.end_time_unix_nano + 10**6
+        assert below[-1].end_time_unix_nano == below[-2].end_time_unix_nano
+    assert len(spans) == sum(1 + len([s for s in spans if s.parent_span_id == r.span_id]) for r in roots)
