@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -9,9 +10,11 @@ import socket
 import ssl
 import stat
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
+import openai
 import psutil
 import pytest
 
@@ -176,8 +179,59 @@ def test_https_with_certificates_of_clients(
     plain = httpx.Client(base_url=server.url.replace("https", "http"))
     with plain as http, pytest.raises(httpx.TransportError):
         http.get("/health")
+    server.process.send_signal(signal.SIGTERM)
+    server.process.wait(timeout=25)  # the client's idle connection gives no goodbye: uvloop would wait 30 s
     code, output = server.stop()
     assert code == 0 and "open" not in output.replace("opened", "") and "https://127.0.0.1" in output
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 2])
+def test_streams_over_https(tiny_model: Path, certificates: Certificates, processes: int) -> None:
+    """The same over TLS as over one stream of bytes: whole streams, many at once, clients that leave, and the
+    official client; with several processes, on the one socket."""
+    trusting = ssl.create_default_context(cafile=str(certificates.other))
+    server = Server(
+        tiny_model, "--ssl-certfile", str(certificates.other), "--ssl-keyfile", str(certificates.other_key),
+        "--tokenizer-worker-num", str(processes), "--api-key", "key", verify=trusting,
+    )  # fmt: skip
+    body = {"prompt": "hello", "max_tokens": 300, "ignore_eos": True, "temperature": 0}
+    server.http.headers["authorization"] = "Bearer key"
+    whole = server.http.post("/v1/completions", json=body).json()["choices"][0]["text"]
+
+    def streamed(leave: bool) -> str:
+        text = ""
+        with (
+            httpx.Client(base_url=server.url, verify=trusting, headers=server.http.headers) as http,
+            http.stream("POST", "/v1/completions", json={**body, "stream": True}) as response,
+        ):
+            for line in response.iter_lines():
+                if line == "data: [DONE]" or (leave and len(text) > 20):
+                    return text
+                if line.startswith("data: "):
+                    text += json.loads(line[6:])["choices"][0]["text"]
+        raise AssertionError("the stream ended without its last event")
+
+    with ThreadPoolExecutor(12) as pool:
+        texts = list(pool.map(streamed, [False, True] * 6))
+    assert texts[::2] == [whole] * 6 and all(whole.startswith(text) for text in texts[1::2])
+    assert min(map(len, texts)) < len(whole)
+    server.wait(lambda: server.pages_in_use() == 0, 10)
+    with (
+        httpx.Client(verify=trusting) as http,
+        openai.OpenAI(base_url=f"{server.url}/v1", api_key="key", http_client=http) as client,
+    ):
+        (model,) = client.models.list().data
+        pieces = client.completions.create(model=model.id, prompt="hello", max_tokens=5, stream=True)
+        assert len(list(pieces)) > 3
+    with (
+        httpx.Client(verify=trusting) as http,
+        pytest.raises(openai.AuthenticationError),
+        openai.OpenAI(base_url=f"{server.url}/v1", api_key="other", http_client=http) as client,
+    ):
+        client.models.list()
+    code, log = server.stop()
+    assert code == 0 and "Traceback" not in log, log
 
 
 def test_a_second_signal_ends_at_once(tiny_model: Path) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import httpx
 import psutil
@@ -160,6 +162,65 @@ def test_the_engine_dies(two: Two) -> None:
         two.server.wait(lambda at=at: two.clients[at].get("/health").status_code == 200, 60)
         answer = two.clients[at].post("/v1/completions", json={**LONG, "max_tokens": 3})
         assert answer.json()["usage"]["completion_tokens"] == 3
+
+
+@pytest.mark.slow
+def test_files_and_batches_are_shared(tiny_model: Path, tmp_path: Path) -> None:
+    """Uploaded, asked for and cancelled at either process; each line has one result, though the process that
+    runs them dies on the way."""
+    two = Two(tiny_model, "--file-storage-path", str(tmp_path / "files"))
+    first, second = two.clients
+
+    def batch(lines: int, tokens: int) -> str:
+        body = {**LONG, "max_tokens": tokens}
+        url = "/v1/completions"
+        rows = [{"custom_id": f"id-{i}", "method": "POST", "url": url, "body": body} for i in range(lines)]
+        text = "\n".join(map(json.dumps, rows)).encode()
+        form = {"files": {"file": ("in.jsonl", text)}, "data": {"purpose": "batch"}}
+        file = first.post("/v1/files", **form).json()["id"]
+        assert second.get(f"/v1/files/{file}/content").content == text
+        made = second.post(
+            "/v1/batches", json={"input_file_id": file, "endpoint": url, "completion_window": "24h"}
+        )
+        return str(made.json()["id"])
+
+    def state(client: httpx.Client, key: str) -> dict[str, Any]:
+        found: dict[str, Any] = client.get(f"/v1/batches/{key}").json()
+        return found
+
+    def results(client: httpx.Client, found: dict[str, Any]) -> list[str]:
+        text = ""
+        for name in ("output_file_id", "error_file_id"):
+            if found[name] is not None:
+                text += client.get(f"/v1/files/{found[name]}/content").text
+        return sorted(json.loads(row)["custom_id"] for row in text.splitlines())
+
+    whole = batch(20, 5)
+    two.server.wait(lambda: state(first, whole)["status"] == "completed", 60)
+    assert state(second, whole)["request_counts"] == {"total": 20, "completed": 20, "failed": 0}
+    assert results(first, state(first, whole)) == sorted(f"id-{i}" for i in range(20))
+
+    cancelled = batch(400, 200)
+    two.server.wait(lambda: state(first, cancelled)["request_counts"]["completed"] >= 3, 60)
+    for client in two.clients:
+        assert client.post(f"/v1/batches/{cancelled}/cancel").json()["status"] in ("cancelling", "cancelled")
+    two.server.wait(lambda: state(second, cancelled)["status"] == "cancelled", 30)
+    assert results(second, state(second, cancelled)) == sorted(f"id-{i}" for i in range(400))
+
+    survives = batch(60, 100)
+    two.server.wait(lambda: state(first, survives)["request_counts"]["completed"] >= 3, 60)
+    (lock,) = (tmp_path / "files").glob("runner-*.lock")
+    (runner,) = (p.pid for p in two.processes() if str(lock) in [file.path for file in p.open_files()])
+    os.kill(runner, signal.SIGKILL)
+    for client in two.clients:
+        client.close()
+    two.connect()
+    two.server.wait(lambda: state(two.clients[0], survives)["status"] == "completed", 60)
+    done = state(two.clients[1], survives)
+    assert done["request_counts"] == {"total": 60, "completed": 60, "failed": 0}
+    assert results(two.clients[1], done) == sorted(f"id-{i}" for i in range(60))
+    code, log = two.stop()
+    assert code == 0 and "Traceback" not in log, log
 
 
 # ---------------------------------------------------------------------- ends
