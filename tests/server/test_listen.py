@@ -222,8 +222,15 @@ def test_streams_over_https(tiny_model: Path, certificates: Certificates, proces
         openai.OpenAI(base_url=f"{server.url}/v1", api_key="key", http_client=http) as client,
     ):
         (model,) = client.models.list().data
-        pieces = client.completions.create(model=model.id, prompt="hello", max_tokens=5, stream=True)
-        assert len(list(pieces)) > 3
+        pieces = client.completions.create(
+            model=model.id,
+            stream=True,
+            prompt="hello",
+            max_tokens=300,
+            temperature=0,
+            extra_body={"ignore_eos": True},
+        )
+        assert "".join(piece.choices[0].text for piece in pieces) == whole
     with (
         httpx.Client(verify=trusting) as http,
         pytest.raises(openai.AuthenticationError),
