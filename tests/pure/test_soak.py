@@ -57,5 +57,10 @@ def test_what_may_differ_is_left_out_of_an_answer() -> None:
     assert essence(answer) == {"choices": [{"message": {"tool_calls": [{"name": "f"}]}}]}
     assert extended("a", {"text": "ab", "meta_info": {}}) == "ab"
     assert extended("a", {"type": "content_block_delta", "delta": {"text": "b"}}) == "ab"
+    assert extended("a", {"type": "content_block_delta", "delta": {"partial_json": "b"}}) == "ab"
+    assert extended("a", {"type": "response.output_text.delta", "delta": "b"}) == "ab"
+    assert extended("a", {"type": "response.created", "response": {"error": None}}) == "a"
+    assert extended("a", {"message": {"content": "b"}, "done": False}) == "ab"
+    assert extended("a", {"response": "b", "done": True}) == "ab"
     with pytest.raises(RuntimeError, match="broken"):
         extended("a", {"error": {"message": "broken"}})

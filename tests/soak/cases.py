@@ -17,8 +17,24 @@ QUESTIONS = (
 )
 CITY = {"type": "object", "properties": {"city": {"type": "string", "maxLength": 12}}, "required": ["city"]}
 TOOL = {"type": "function", "function": {"name": "weather", "parameters": CITY}}
+ANTHROPIC_TOOL = {
+    "tools": [{"name": "weather", "input_schema": CITY}],
+    "tool_choice": {"type": "any"},
+    "max_tokens": 64,
+}
+RESPONSES_TOOL = {
+    "tools": [{"type": "function", "name": "weather", "parameters": CITY}],
+    "tool_choice": "required",
+    "max_output_tokens": 64,
+}
 # Ids and times, and what depends on what the cache holds and who else runs.
-CHANGING = frozenset(("id", "created", "cached_tokens", "e2e_latency", "num_retractions", "usage", "rid"))
+CHANGING = frozenset(
+    "id created created_at completed_at rid call_id request_id previous_response_id background usage "
+    "cached_tokens num_retractions e2e_latency total_duration load_duration prompt_eval_duration "
+    "eval_duration".split()
+)
+# Kinds that take several calls, in `clients.py`. A client does not leave them on the way.
+SCRIPTS = ("session", "conversation", "background", "cancel", "batch")
 
 
 @dataclass(frozen=True)
@@ -42,12 +58,20 @@ def cases(seed: int, each: int = 4) -> list[Case]:
         found += [_chat(rng, "chat"), _chat(rng, "chat stream", stream=True), _chat(rng, "chat n", n=3)]
         found += [_chat(rng, "tools", stream=rng.random() < 0.5, tools=[TOOL], tool_choice="required")]
         found += [_messages(rng, "messages", False), _messages(rng, "messages stream", True)]
+        found += [_messages(rng, "messages tools", rng.random() < 0.5, **ANTHROPIC_TOOL)]
+        found += [_ollama(rng, "/api/chat"), _ollama(rng, "/api/generate"), _ollama(rng, "/api/chat", True)]
+        found += [_response(rng, "response", store=False), _response(rng, "response stream", stream=True)]
+        found += [_response(rng, "response tools", stream=rng.random() < 0.5, **RESPONSES_TOOL)]
+        found += [_response(rng, "conversation"), _response(rng, "background", background=True)]
+        found += [_response(rng, "cancel", background=True, max_output_tokens=400)]
+        found += [_batch(rng)]
         found += [_generate(rng, "generate", return_logprob=True, logprob_start_len=0, top_logprobs_num=2)]
         found += [_generate(rng, "generate stream", stream=True)]
         found += [_generate(rng, "session", max_new_tokens=rng.randrange(2, 12))]
         found += [_completions(rng), _grammar(rng, new=False), _grammar(rng, new=True)]
         texts = rng.sample(QUESTIONS, rng.randrange(1, 4))
         found += [Case("embeddings", "/v1/embeddings", {"input": texts})]
+        found += [Case("rerank", "/v1/rerank", {"query": rng.choice(QUESTIONS), "documents": texts})]
         found += [_generate(rng, "abort", max_new_tokens=400, ignore_eos=True)]
     return found
 
@@ -72,10 +96,33 @@ def _chat(rng: random.Random, kind: str, **more: Any) -> Case:
     return Case(kind, "/v1/chat/completions", body)
 
 
-def _messages(rng: random.Random, kind: str, stream: bool) -> Case:
+def _messages(rng: random.Random, kind: str, stream: bool, **more: Any) -> Case:
     system, user = _messages_of(rng)
-    body = {"system": system["content"], "messages": [user], "max_tokens": rng.randrange(4, 32)}
+    body = {"system": system["content"], "messages": [user], "max_tokens": rng.randrange(4, 32), **more}
     return Case(kind, "/v1/messages", {**body, "temperature": 0, "stream": stream})
+
+
+def _ollama(rng: random.Random, path: str, stream: bool = False) -> Case:
+    system, user = _messages_of(rng)
+    options = {"num_predict": rng.randrange(4, 32), **_sampling(rng)}
+    asked = {"messages": [system, user]}
+    if path == "/api/generate":
+        asked = {"system": system["content"], "prompt": user["content"]}
+    kind = f"ollama {path.rpartition('/')[2]}{' stream' if stream else ''}"
+    return Case(kind, path, {"model": "", **asked, "options": options, "stream": stream})
+
+
+def _response(rng: random.Random, kind: str, **more: Any) -> Case:
+    system, user = _messages_of(rng)
+    body = {"instructions": system["content"], "input": user["content"], "temperature": 0}
+    return Case(kind, "/v1/responses", {**body, "max_output_tokens": rng.randrange(16, 40), **more})
+
+
+def _batch(rng: random.Random) -> Case:
+    """The body is that of the batch; `lines` are the bodies of its file."""
+    url = "/v1/chat/completions"
+    lines = [_chat(rng, "line").body for _ in range(3)]
+    return Case("batch", "/v1/batches", {"endpoint": url, "completion_window": "24h", "lines": lines})
 
 
 def _generate(rng: random.Random, kind: str, **more: Any) -> Case:
@@ -124,8 +171,13 @@ def extended(text: str, event: dict[str, Any]) -> str:
         raise RuntimeError(f"error in the stream: {event}")
     if "meta_info" in event:
         return str(event["text"])  # /generate repeats all of it
+    if "done" in event:  # Ollama
+        return text + (event["message"]["content"] if "message" in event else event["response"])
     if "choices" not in event:
-        return text + (event.get("delta", {}).get("text") or "")
+        delta = event.get("delta", "")
+        if isinstance(delta, str):  # a response's
+            return text + delta
+        return text + delta.get("text", "") + delta.get("partial_json", "")
     for choice in event["choices"]:
         delta = choice["delta"]
         text += (delta.get("reasoning_content") or "") + (delta.get("content") or "")

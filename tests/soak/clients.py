@@ -16,11 +16,12 @@ from typing import Any
 
 import httpx
 
-from tests.soak.cases import Case, cases, essence, extended, one_of
+from tests.soak.cases import SCRIPTS, Case, cases, essence, extended, one_of
 from tests.soak.processes import Watch, server_processes
 
 PATIENCE = 900.0  # seconds for one answer: whoever stops the server and us with SIGSTOP is no fault
 SAMPLE_EVERY = 1.0
+LAST = ("message_stop", "response.completed", "response.incomplete")  # events that end a stream
 
 
 @dataclass
@@ -52,14 +53,17 @@ class Client:
 
     async def post(self, path: str, body: dict[str, Any]) -> Any:
         """Raises RuntimeError for anything but success."""
-        response = await self.http.post(path, json=body)
+        return await self.call("POST", path, json=body)
+
+    async def call(self, method: str, path: str, **content: Any) -> Any:
+        response = await self.http.request(method, path, **content)
         if response.status_code != 200:
             raise RuntimeError(f"{path}: status {response.status_code}: {response.text[:300]}")
         return response.json()
 
     async def answer(self, case: Case) -> Any:
-        if case.kind == "session":
-            return await self.session(case)
+        if case.kind in SCRIPTS:
+            return await getattr(self, case.kind)(case)
         if case.streams:
             return (await self.stream(case, None))[0]
         return essence(await self.post(case.path, case.body))
@@ -75,6 +79,65 @@ class Client:
         await self.post("/close_session", {"session_id": session})
         return turns
 
+    async def conversation(self, case: Case) -> list[Any]:
+        """Two stored responses, the second one behind the first; both are as they were, then forgotten."""
+        first = await self.post(case.path, case.body)
+        second = await self.post(case.path, {**case.body, "previous_response_id": first["id"]})
+        for told in (first, second):
+            kept = (await self.http.get(f"{case.path}/{told['id']}")).json()
+            if kept != told:
+                raise RuntimeError(f"stored otherwise: {kept} instead of {told}")
+            await self.call("DELETE", f"{case.path}/{told['id']}")
+        return [essence(first), essence(second)]
+
+    async def background(self, case: Case) -> Any:
+        return essence(await self.later(case))
+
+    async def later(self, case: Case, cancel_after: float | None = None) -> Any:
+        """A response that runs by itself, when it has ended."""
+        key = (await self.post(case.path, case.body))["id"]
+        if cancel_after is not None:
+            await asyncio.sleep(cancel_after)
+            answer = await self.http.post(f"{case.path}/{key}/cancel")
+            if answer.status_code != 200 and answer.json()["error"]["code"] != "not_cancellable":
+                raise RuntimeError(f"cancel: {answer.text[:300]}")
+        while (told := await self.call("GET", f"{case.path}/{key}"))["status"] in ("queued", "in_progress"):
+            await asyncio.sleep(0.05)
+        await self.call("DELETE", f"{case.path}/{key}")
+        return told
+
+    async def cancel(self, case: Case) -> Any:
+        """A cancelled response says nothing but a part of what it would have; shown as the whole."""
+        whole = essence(await self.post(case.path, {**case.body, "background": False}))
+        told = essence(await self.later(case, cancel_after=random.random() * 0.3))
+        texts = [
+            [part["text"] for item in one["output"] for part in item["content"]] for one in (whole, told)
+        ]
+        if not "".join(texts[0]).startswith("".join(texts[1])):
+            raise RuntimeError(f"cancelled: {texts[1]} is no beginning of {texts[0]}")
+        return whole
+
+    async def batch(self, case: Case) -> Any:
+        """The answers of a batch, in the order of its lines; its files are deleted."""
+        body = dict(case.body)
+        lines = body.pop("lines")
+        asked = [
+            json.dumps({"custom_id": str(i), "method": "POST", "url": body["endpoint"], "body": line})
+            for i, line in enumerate(lines)
+        ]
+        form = {"files": {"file": ("in.jsonl", "\n".join(asked).encode())}, "data": {"purpose": "batch"}}
+        file = (await self.call("POST", "/v1/files", **form))["id"]
+        key = (await self.post(case.path, {**body, "input_file_id": file}))["id"]
+        while (told := await self.call("GET", f"{case.path}/{key}"))["status"] != "completed":
+            if told["status"] in ("failed", "expired", "cancelled"):
+                raise RuntimeError(f"the batch ended so: {told}")
+            await asyncio.sleep(0.1)
+        text = (await self.http.get(f"/v1/files/{told['output_file_id']}/content")).text
+        for name in (file, told["output_file_id"]):
+            await self.call("DELETE", f"/v1/files/{name}")
+        results = {row["custom_id"]: row["response"]["body"] for row in map(json.loads, text.splitlines())}
+        return [essence(results[str(i)]) for i in range(len(lines))]
+
     async def stream(self, case: Case, leave_after: int | None) -> tuple[str, bool]:
         """The text, and whether all of it came before `leave_after` events had."""
         text, count = "", 0
@@ -82,11 +145,14 @@ class Client:
             if response.status_code != 200:
                 raise RuntimeError(f"status {response.status_code}: {(await response.aread())[:300]!r}")
             async for line in response.aiter_lines():
-                if line in ("data: [DONE]", 'data: {"type":"message_stop"}'):
+                if line == "data: [DONE]":
                     return text, True
-                if line.startswith("data: "):
-                    text = extended(text, json.loads(line[6:]))
+                if line.startswith(("data: ", "{")):
+                    event = json.loads(line.removeprefix("data: "))
+                    text = extended(text, event)
                     count += 1
+                    if event.get("done") or event.get("type") in LAST:
+                        return text, True
                 if leave_after is not None and count > leave_after:
                     return text, False
         raise RuntimeError("the stream ended without its last event")
@@ -101,9 +167,7 @@ class Client:
         elif case.kind == "abort":
             text, whole = await self.abort(case, f"soak-{self.tally.sent}", rng.random() * 0.5)
             right = text == expected["text"] if whole else expected["text"].startswith(text)
-        elif (
-            rng.random() < 0.15 and case.kind != "session"
-        ):  # a session that is left is kept, as it should be
+        elif rng.random() < 0.15 and case.kind not in SCRIPTS:  # what is left there is kept, as it should be
             whole = right = True
             try:
                 async with asyncio.timeout(rng.random() * 0.2):
