@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, overload
 
 from trunkline.lang.choices import ChoicesMethod, token_length_normalized
@@ -20,8 +21,11 @@ from trunkline.lang.ir import (
     SplitReasoning,
     Video,
     as_expr,
+    turn,
 )
 from trunkline.lang.program import SglFunction, resolve_backend
+
+ROLES = ("system", "user", "assistant")
 
 
 @overload
@@ -98,34 +102,22 @@ def gen(
     )
 
 
-def gen_int(
+def _typed(
+    dtype: type,
     name: str | None = None,
     max_tokens: int | None = None,
     n: int | None = None,
     stop: str | Sequence[str] | None = None,
     **sampling: Any,
 ) -> Expr:
-    """`gen` of an integer. Takes what `gen` takes, but for min_tokens, dtype, choices, regex and
-    json_schema."""
-    return _typed(int, {"name": name, "max_tokens": max_tokens, "n": n, "stop": stop, **sampling})
-
-
-def gen_string(
-    name: str | None = None,
-    max_tokens: int | None = None,
-    n: int | None = None,
-    stop: str | Sequence[str] | None = None,
-    **sampling: Any,
-) -> Expr:
-    """`gen` of a string in double quotes. Takes what `gen_int` takes."""
-    return _typed(str, {"name": name, "max_tokens": max_tokens, "n": n, "stop": stop, **sampling})
-
-
-def _typed(dtype: type, arguments: dict[str, Any]) -> Expr:
     for other in ("min_tokens", "dtype", "choices", "choices_method", "regex", "json_schema"):
-        if other in arguments:
+        if other in sampling:
             raise TypeError(f"{other} doesn't go with gen_{'int' if dtype is int else 'string'}()")
-    return gen(dtype=dtype, **arguments)
+    return gen(name, max_tokens, n=n, stop=stop, dtype=dtype, **sampling)
+
+
+# `gen` of an integer, or of a string in double quotes. They take what `gen` takes, but for the names above.
+gen_int, gen_string = partial(_typed, int), partial(_typed, str)
 
 
 def select(
@@ -142,7 +134,7 @@ def select(
         raise ValueError("select() needs choices")
     if temperature > 1e-5:
         raise ValueError(f"select() decides by likelihood: temperature is {temperature}, it must be 0")
-    return Select(name, tuple(choices), temperature, choices_method or token_length_normalized)
+    return Select(name, tuple(choices), choices_method or token_length_normalized)
 
 
 def image(expr: str | bytes) -> Expr:
@@ -168,48 +160,10 @@ def separate_reasoning(expr: Any, model_type: str) -> Expr:
     return Sequential(tuple(parts))
 
 
-def system(expr: Any = None) -> Expr:
-    """A whole system turn."""
-    return _turn("system", expr)
-
-
-def user(expr: Any = None) -> Expr:
-    """A whole user turn."""
-    return _turn("user", expr)
-
-
-def assistant(expr: Any = None) -> Expr:
-    """A whole turn of the assistant."""
-    return _turn("assistant", expr)
-
-
-def _turn(role: str, expr: Any) -> Expr:
-    inner = () if expr is None else (as_expr(expr),)
-    return Sequential((RoleBegin(role), *inner, RoleEnd(role)))
-
-
-def system_begin() -> Expr:
-    return RoleBegin("system")
-
-
-def system_end() -> Expr:
-    return RoleEnd("system")
-
-
-def user_begin() -> Expr:
-    return RoleBegin("user")
-
-
-def user_end() -> Expr:
-    return RoleEnd("user")
-
-
-def assistant_begin() -> Expr:
-    return RoleBegin("assistant")
-
-
-def assistant_end() -> Expr:
-    return RoleEnd("assistant")
+# A whole turn of each role, and what begins and ends one: `user("hi")`, `user_begin() + "hi" + user_end()`.
+system, user, assistant = (partial(turn, role) for role in ROLES)
+system_begin, user_begin, assistant_begin = (partial(RoleBegin, role) for role in ROLES)
+system_end, user_end, assistant_end = (partial(RoleEnd, role) for role in ROLES)
 
 
 def set_default_backend(backend: Any) -> None:

@@ -8,17 +8,14 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
+from collections.abc import AsyncGenerator, Coroutine
 from contextvars import ContextVar
-from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
+if TYPE_CHECKING:
+    from trunkline.lang.executor import Run
 
-@dataclass(frozen=True)
-class Scope:
-    """Where a program's body runs: what a nested call inherits."""
-
-    backend: Any
-    tracing: bool = False
+T = TypeVar("T")
 
 
 class GlobalConfig:
@@ -30,22 +27,21 @@ class GlobalConfig:
         self.skip_special_tokens_in_output = True
         self.spaces_between_special_tokens_in_out = True
         self.enable_precache_with_tracing = True  # run_batch caches its rows' common prefix first
-        self.scope: ContextVar[Scope | None] = ContextVar("scope", default=None)
+        self.scope: ContextVar[Run | None] = ContextVar("scope", default=None)  # whose function runs here
         self._lock = threading.Lock()
         self._loop: tuple[int, asyncio.AbstractEventLoop] | None = None
 
     def loop(self) -> asyncio.AbstractEventLoop:
         """The event loop of all states, in a daemon thread that starts with the first program."""
         with self._lock:
-            if (
-                self._loop is None or self._loop[0] != os.getpid()
-            ):  # a forked child has no threads of its parent
+            # A forked child has no threads of its parent.
+            if self._loop is None or self._loop[0] != os.getpid():
                 loop = asyncio.new_event_loop()
                 threading.Thread(target=loop.run_forever, name="trunkline-programs", daemon=True).start()
                 self._loop = os.getpid(), loop
             return self._loop[1]
 
-    def run(self, work: Any) -> Any:
+    def run(self, work: Coroutine[Any, Any, T]) -> T:
         """The result of a coroutine, run on the loop; called from any other thread."""
         future = asyncio.run_coroutine_threadsafe(work, self.loop())
         try:
@@ -53,6 +49,18 @@ class GlobalConfig:
         except BaseException:  # such as KeyboardInterrupt here: the work must not go on there
             future.cancel()
             raise
+
+    async def each(self, pieces: AsyncGenerator[T, None]) -> AsyncGenerator[T, None]:
+        """What a generator yields that runs on the loop, for any other loop."""
+        try:
+            while True:
+                piece = asyncio.run_coroutine_threadsafe(anext(pieces, None), self.loop())
+                found = await asyncio.wrap_future(piece)
+                if found is None:
+                    return
+                yield found
+        finally:
+            await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(pieces.aclose(), self.loop()))
 
 
 global_config = GlobalConfig()

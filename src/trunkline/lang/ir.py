@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
-import copy
-import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import Any
 
-from trunkline.lang.choices import ChoicesMethod, token_length_normalized
+from trunkline.lang.choices import (
+    ChoicesDecision,
+    ChoicesMethod,
+    TokenLists,
+    mean_logprob,
+    token_length_normalized,
+)
 
 # What `dtype` means, as regular expressions; int and float also end at a blank or a new line.
-REGEX_INT = r"[-+]?[0-9]+[ \n]*"
-REGEX_FLOAT = r"[-+]?[0-9]*\.?[0-9]+[ \n]*"
-REGEX_BOOL = r"(True|False)"
-REGEX_STR = r"\"[\w\d\s]*\""
+DTYPES: Mapping[str, str] = MappingProxyType(
+    {
+        "int": r"[-+]?[0-9]+[ \n]*",
+        "float": r"[-+]?[0-9]*\.?[0-9]+[ \n]*",
+        "bool": r"(True|False)",
+        "str": r"\"[\w\d\s]*\"",
+        "string": r"\"[\w\d\s]*\"",
+    }
+)
 
 
 @dataclass(kw_only=True)
@@ -42,10 +52,16 @@ class Sampling:
     regex: str | None = None
     json_schema: str | None = None
 
+    def given(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if value is not None}
+
+    def asked(self) -> dict[str, Any]:
+        """What is given and differs from RUN_DEFAULTS."""
+        return {name: one for name, one in self.given().items() if one != getattr(RUN_DEFAULTS, name)}
+
     def over(self, other: Sampling) -> Sampling:
         """A copy of `other` in which what is given here wins."""
-        given = {one.name: getattr(self, one.name) for one in fields(self)}
-        return replace(other, **{name: value for name, value in given.items() if value is not None})
+        return replace(other, **self.given())
 
     @property
     def stops(self) -> tuple[str, ...]:
@@ -68,7 +84,7 @@ RUN_DEFAULTS = Sampling(
 
 def run_sampling(values: dict[str, Any]) -> Sampling:
     """RUN_DEFAULTS with the given ones."""
-    return Sampling(**values).over(copy.copy(RUN_DEFAULTS))
+    return Sampling(**values).over(RUN_DEFAULTS)
 
 
 class Expr:
@@ -117,8 +133,20 @@ class Select(Expr):
 
     name: str | None
     choices: Sequence[str]
-    temperature: float = 0.0
     method: ChoicesMethod = token_length_normalized
+
+    def decide(
+        self, inputs: TokenLists, outputs: TokenLists | None = None, alone: TokenLists | None = None
+    ) -> ChoicesDecision:
+        """By the tokens of each choice after the prompt, what is generated after it, and the same tokens
+        without the prompt."""
+        return self.method(
+            choices=self.choices,
+            normalized_prompt_logprobs=[mean_logprob(tokens) for tokens in inputs],
+            input_token_logprobs=inputs,
+            output_token_logprobs=[[] for _ in inputs] if outputs is None else outputs,
+            unconditional_token_logprobs=alone,
+        )
 
 
 @dataclass(frozen=True)
@@ -172,56 +200,6 @@ class SplitReasoning(Expr):
     model_type: str
 
 
-class Unknown(Expr):
-    """A value that only a run has, while a program is traced. Asking for it raises ValueUnknown.
-
-    It may be appended; in an f-string it leaves a mark that `split_marks` finds again.
-    """
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.name})"
-
-    def __str__(self) -> str:
-        return f"\0{self.name}\0"
-
-    def __format__(self, spec: str) -> str:
-        return str(self)
-
-    def _unknown(self, *_: Any) -> Any:
-        raise ValueUnknown(f"the value of {self.name!r} is not known while tracing")
-
-    __bool__ = __len__ = __iter__ = __getitem__ = __int__ = __float__ = __index__ = _unknown
-    __lt__ = __le__ = __gt__ = __ge__ = __contains__ = __eq__ = __ne__ = __getattr__ = _unknown
-    __hash__ = Expr.__hash__
-
-
-class Argument(Unknown):
-    """An argument of the program."""
-
-
-class Variable(Unknown):
-    """A variable that the program reads."""
-
-
-class ValueUnknown(Exception):
-    """A traced program asked for a value that only a run has."""
-
-
-_MARK = re.compile("\0([^\0]*)\0")
-
-
-def split_marks(text: str) -> Iterator[Expr]:
-    """Constant text and the arguments that stand in it, in order."""
-    for i, piece in enumerate(_MARK.split(text)):
-        if i % 2:
-            yield Argument(piece)
-        elif piece:
-            yield Fill(piece)
-
-
 def as_expr(value: Any) -> Expr:
     """Text becomes Fill. Raises TypeError for what can't be added to a state."""
     if isinstance(value, Expr):
@@ -231,13 +209,11 @@ def as_expr(value: Any) -> Expr:
     raise TypeError(f"a program's state takes text and expressions such as gen(), not {value!r}")
 
 
-def variables_of(expr: Expr) -> tuple[str, ...]:
-    """The variables that executing `expr` sets."""
-    if isinstance(expr, SplitReasoning):
-        return expr.name, reasoning_name(expr.name)
-    named = isinstance(expr, Gen | Select | SetVariable | ScopeEnd) and expr.name is not None
-    return (expr.name,) if named else ()  # type: ignore[attr-defined]
-
-
 def reasoning_name(name: str) -> str:
     return f"{name}_reasoning_content"
+
+
+def turn(role: str, expr: Any = None) -> Expr:
+    """A whole turn."""
+    inner = () if expr is None else (as_expr(expr),)
+    return Sequential((RoleBegin(role), *inner, RoleEnd(role)))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import logging
+import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields
@@ -12,12 +14,13 @@ from typing import Any
 from trunkline.lang import batch
 from trunkline.lang.backends.backend import Backend, Prompt
 from trunkline.lang.backends.engine import EngineBackend
-from trunkline.lang.global_config import Scope, global_config
-from trunkline.lang.interpreter import StreamExecutor
-from trunkline.lang.ir import Argument, Sampling, run_sampling
-from trunkline.lang.state import ProgramState
-from trunkline.lang.tracer import Tracer
+from trunkline.lang.executor import Run, StreamExecutor
+from trunkline.lang.global_config import global_config
+from trunkline.lang.interpreter import ProgramState
+from trunkline.lang.ir import Sampling, run_sampling
+from trunkline.lang.tracer import Argument, Tracer
 
+CHUNK = 200  # rows that run_batch(generator_style=True) runs ahead
 PRECACHE_CHARACTERS = 64  # a shorter common prefix is not worth a call
 
 log = logging.getLogger(__name__)
@@ -58,10 +61,10 @@ class SglFunction:
 
     def __call__(self, *args: Any, **kwargs: Any) -> ProgramState:
         """`run`; inside another program, on its backend, and traced where that is traced."""
-        scope = global_config.scope.get()
-        if scope is not None:
-            kwargs.setdefault("backend", scope.backend)
-            if scope.tracing:
+        outer = global_config.scope.get()
+        if outer is not None:
+            kwargs.setdefault("backend", outer.backend)
+            if outer.tracing:
                 return self.trace(*args, **kwargs)
         return self.run(*args, **kwargs)
 
@@ -71,17 +74,16 @@ class SglFunction:
     ) -> ProgramState:
         """Run the function here and return its state, whose values are ready when they are read.
 
-        With `stream`, the function runs in a thread, and the state's iterators show text as it comes; what
-        waits for the whole state waits until the function has ended. Without
+        With `stream`, the function runs in a thread, and the state's iterators show text as it comes. Without
         `use_thread`, each append waits until it is done. What the function raises, this raises.
         """
         if stream and self.num_api_spec_tokens is not None:
             raise ValueError("num_api_spec_tokens generates ahead of the program: it can't be streamed")
         sampling, arguments = self._split(kwargs)
-        state = self.start(resolve_backend(backend), sampling, stream=stream, eager=not use_thread)
+        state = self.start(resolve_backend(backend), sampling, streaming=stream, eager=not use_thread)
         if stream:
             thread = threading.Thread(target=self.quietly, args=(state, args, arguments), daemon=True)
-            state.stream_executor.program = thread
+            state.stream_executor.run.thread = thread
             thread.start()
         else:
             self._enter(state, args, arguments)
@@ -106,14 +108,30 @@ class SglFunction:
         if unknown:
             raise TypeError(f"run_batch() got an unexpected keyword argument {next(iter(unknown))!r}")
         rows = [self._row(row) for row in batch_kwargs]
-        runs = batch.Batch(self, resolve_backend(backend) if rows else Backend(), given)
-        if rows:
-            runs.prepare(len(rows))
-        return (
-            runs.iterate(rows, num_threads, progress_bar)
-            if generator_style
-            else runs.all(rows, num_threads, progress_bar)
+        if not rows:
+            return iter(()) if generator_style else []
+        resolved = resolve_backend(backend)
+        order = self._prepare(len(rows), resolved)
+        width = max(96, 16 * (os.cpu_count() or 1)) if num_threads == "auto" else int(num_threads)
+        states = batch.run(
+            rows,
+            order,
+            lambda: self.start(resolved, given),
+            self.quietly,
+            width=max(1, min(width, len(rows))),
+            chunk=CHUNK if generator_style else len(rows),
+            progress_bar=progress_bar,
         )
+        return states if generator_style else list(states)
+
+    def _prepare(self, num_rows: int, backend: Backend) -> list[str]:
+        """Trace the program before a batch: cache the prefix that all rows share, and learn in which order
+        the text uses the arguments."""
+        if num_rows < 2 or not global_config.enable_precache_with_tracing:
+            return self.arg_names
+        tracer = self.trace(backend=backend).stream_executor
+        self._cache_prefix(tracer, backend)
+        return list(dict.fromkeys([*tracer.arguments(), *self.arg_names]))
 
     def _row(self, row: Mapping[str, Any] | Sequence[Any]) -> dict[str, Any]:
         if isinstance(row, Mapping):
@@ -127,34 +145,27 @@ class SglFunction:
         mine = {name: kwargs[name] for name in kwargs if name in RUN_FIELDS and name not in self.arg_names}
         return run_sampling(mine), {name: value for name, value in kwargs.items() if name not in mine}
 
-    def start(
-        self, backend: Backend, sampling: Sampling, *, stream: bool = False, eager: bool = False
-    ) -> ProgramState:
-        """A state that has said nothing yet."""
-        executor = StreamExecutor(
-            backend,
-            sampling,
-            name=self.__name__,
-            stream=stream,
-            num_api_spec_tokens=self.num_api_spec_tokens,
-            eager=eager,
-        )
-        return ProgramState(executor)
+    def start(self, backend: Backend, sampling: Sampling, **options: Any) -> ProgramState:
+        """A state that has said nothing yet; `options` are fields of Run."""
+        outer, tokens = global_config.scope.get(), self.num_api_spec_tokens
+        run = Run(backend, sampling, self.__name__, outer=outer, num_api_spec_tokens=tokens, **options)
+        return ProgramState(StreamExecutor(run))
 
     def quietly(self, state: ProgramState, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
         """Run the function on `state`, which keeps what it raises."""
-        try:
+        with contextlib.suppress(Exception):
             self._enter(state, args, kwargs)
-        except Exception as error:
-            state.stream_executor.fail(error)
 
     def _enter(self, state: ProgramState, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
         executor = state.stream_executor
-        token = global_config.scope.set(Scope(executor.backend))
+        token = global_config.scope.set(executor.run)
         try:
             state.ret_value = self.func(state, *args, **{**self.bind_arguments, **kwargs})
         except Exception as error:
             executor.fail(error)
+            raise
+        except BaseException:  # such as KeyboardInterrupt
+            executor.cancel()
             raise
         finally:
             global_config.scope.reset(token)
@@ -174,7 +185,7 @@ class SglFunction:
         arguments = {
             name: given.get(name, Argument(name)) for name in {**dict.fromkeys(self.arg_names), **given}
         }
-        token = global_config.scope.set(Scope(tracer.backend, tracing=True))
+        token = global_config.scope.set(Run(tracer.backend, Sampling(), tracing=True))
         try:
             state.ret_value = self.func(state, **arguments)
         except Exception as reason:  # a trace ends where it needs a value, in whatever way that shows
@@ -186,10 +197,9 @@ class SglFunction:
     def cache(self, backend: Any = None) -> None:
         """Have the text with which every run begins in the backend's prefix cache."""
         resolved = resolve_backend(backend)
-        tracer = self.trace(backend=resolved).stream_executor
-        self.cache_prefix(tracer, resolved)
+        self._cache_prefix(self.trace(backend=resolved).stream_executor, resolved)
 
-    def cache_prefix(self, tracer: Tracer, backend: Backend) -> None:
+    def _cache_prefix(self, tracer: Tracer, backend: Backend) -> None:
         prefix = tracer.prefix(backend.get_chat_template())
         if len(prefix) > PRECACHE_CHARACTERS:
             global_config.run(backend.commit(Prompt(prefix)))

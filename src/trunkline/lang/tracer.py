@@ -3,25 +3,64 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from trunkline.lang.backends.backend import Backend
 from trunkline.lang.chat_template import ChatTemplate
-from trunkline.lang.ir import (
-    Argument,
-    Expr,
-    Fill,
-    RoleBegin,
-    RoleEnd,
-    ScopeBegin,
-    ScopeEnd,
-    SetVariable,
-    ValueUnknown,
-    Variable,
-    split_marks,
-)
+from trunkline.lang.ir import Expr, Fill, RoleBegin, RoleEnd, ScopeBegin, ScopeEnd, SetVariable
 from trunkline.lang.transcript import Transcript
+
+
+class Unknown(Expr):
+    """A value that only a run has, while a program is traced. Asking for it raises ValueUnknown.
+
+    It may be appended; in an f-string it leaves a mark that `split_marks` finds again.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.name})"
+
+    def __str__(self) -> str:
+        return f"\0{self.name}\0"
+
+    def __format__(self, spec: str) -> str:
+        return str(self)
+
+    def _unknown(self, *_: Any) -> Any:
+        raise ValueUnknown(f"the value of {self.name!r} is not known while tracing")
+
+    __bool__ = __len__ = __iter__ = __getitem__ = __int__ = __float__ = __index__ = _unknown
+    __lt__ = __le__ = __gt__ = __ge__ = __contains__ = __eq__ = __ne__ = __getattr__ = _unknown
+    __hash__ = Expr.__hash__
+
+
+class Argument(Unknown):
+    """An argument of the program."""
+
+
+class Variable(Unknown):
+    """A variable that the program reads."""
+
+
+class ValueUnknown(Exception):
+    """A traced program asked for a value that only a run has."""
+
+
+_MARK = re.compile("\0([^\0]*)\0")
+
+
+def split_marks(text: str) -> Iterator[Expr]:
+    """Constant text and the arguments that stand in it, in order."""
+    for i, piece in enumerate(_MARK.split(text)):
+        if i % 2:
+            yield Argument(piece)
+        elif piece:
+            yield Fill(piece)
 
 
 class Branches(Expr):
@@ -52,17 +91,11 @@ class Tracer:
     def join(self, children: Sequence[Tracer], mode: str) -> None:
         """What the branches have said stays with them."""
 
-    def end(self) -> None:
-        """Nothing to end."""
-
     def read(self, name: str) -> Any:
         return Variable(name)
 
-    def wait_for(self, name: str) -> None:
-        raise ValueUnknown(f"meta data of {name!r} is not known while tracing")
-
-    def sync(self) -> None:
-        raise ValueUnknown("the text is not known while tracing")
+    def sync(self, name: str | None = None) -> None:
+        raise ValueUnknown("text and meta data are not known while tracing")
 
     # ------------------------------------------------------------------ what the trace tells
     def flatten(self) -> Iterator[Expr]:
@@ -80,7 +113,7 @@ class Tracer:
             for node in self.nodes:
                 match node:
                     case Fill(text):
-                        said.fill(text)
+                        said.text += text
                     case RoleBegin(role):
                         said.role_begin(role)
                     case RoleEnd(role):

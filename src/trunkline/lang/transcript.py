@@ -33,9 +33,6 @@ class Transcript:
         twin.scopes = dict(self.scopes)
         return twin
 
-    def fill(self, text: str) -> None:
-        self.text += text
-
     @property
     def turn_text(self) -> str:
         """What the open turn says so far."""
@@ -47,9 +44,9 @@ class Transcript:
             raise ValueError(f"role {role!r} begins inside role {self.role!r}: roles can't be nested")
         if not self.messages and role != "system" and self.template.default_system_prompt:
             self.role_begin("system")
-            self.fill(self.template.default_system_prompt)
+            self.text += self.template.default_system_prompt
             self.role_end("system")
-        self.fill(self.template.get_prefix_and_suffix(role, self.messages)[0])
+        self.text += self.template.get_prefix_and_suffix(role, self.messages)[0]
         self.role, self.turn_start = role, len(self.text)
 
     def role_end(self, role: str) -> None:
@@ -62,7 +59,7 @@ class Transcript:
             content = [{"type": "text", "text": content}, *parts]
         suffix = self.template.get_prefix_and_suffix(role, self.messages)[1]
         self.messages.append({"role": role, "content": content})
-        self.fill(suffix)
+        self.text += suffix
         self.role, self.turn_images = None, []
 
     def add_image(self, source: str | bytes) -> None:
@@ -70,19 +67,7 @@ class Transcript:
         url = f"data:{_media_type(data)};base64,{base64.b64encode(data).decode()}"
         self.images.append(url)
         self.turn_images.append(url)
-        self.fill(self.template.image_token)
-
-    def replace_tail(self, old: str, new: str) -> None:
-        """`old`, with which the text ends, becomes `new`."""
-        assert self.text.endswith(old)
-        self.text = self.text[: len(self.text) - len(old)] + new
-
-    def scope_begin(self, name: str) -> None:
-        self.scopes[name] = len(self.text)
-
-    def scope_end(self, name: str) -> str:
-        """The text since the scope began."""
-        return self.text[self.scopes.pop(name) :]
+        self.text += self.template.image_token
 
 
 _SIGNATURES: Sequence[tuple[bytes, str]] = (

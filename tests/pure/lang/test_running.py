@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import os
+import signal
 import threading
 import time
 import tracemalloc
 import weakref
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -18,7 +20,9 @@ import pytest
 import trunkline as sgl
 from tests.pure.lang.fake import FakeBackend
 from trunkline.lang.chat_template import get_chat_template
-from trunkline.lang.ir import Argument, Fill, Gen
+from trunkline.lang.executor import ProgramCancelled
+from trunkline.lang.ir import Fill, Gen
+from trunkline.lang.tracer import Argument
 
 
 @sgl.function
@@ -28,7 +32,7 @@ def echo(s: Any, first: str, second: str = "") -> None:
 
 # ---------------------------------------------------------------------- branches
 def test_branches_run_at_once_and_without_threads(fake: FakeBackend) -> None:
-    fake.door = lambda text: fake.running >= 50  # opens only when all are there
+    fake.door = lambda text: fake.peak >= 50  # opens only when all are there
 
     @sgl.function
     def program(s: Any) -> Any:
@@ -226,22 +230,70 @@ def test_rows_that_do_not_fit(fake: FakeBackend) -> None:
         echo.run_batch([("a",)], temprature=0)
 
 
-def test_an_interrupted_batch_gives_up_the_rest(fake: FakeBackend, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def interrupt(fake: FakeBackend) -> Iterator[Callable[[int], None]]:
+    """Sends the signal of Ctrl-C when so many calls run that wait."""
     fake.door = lambda text: False
-    from trunkline.lang.batch import Batch
+    threads = []
 
-    def interrupted(self: Batch, rows: Any) -> Any:
-        yield from range(3)
-        while fake.running < 3:
+    def press(calls: int) -> None:
+        while fake.running < calls:
             time.sleep(0.001)
-        raise KeyboardInterrupt
+        os.kill(os.getpid(), signal.SIGINT)
 
-    monkeypatch.setattr(Batch, "sorted", interrupted)
+    def start(calls: int) -> None:
+        threads.append(threading.Thread(target=press, args=(calls,)))
+        threads[0].start()
+
+    yield start
+    for thread in threads:
+        thread.join()
+
+
+def test_an_interrupted_batch_gives_up_the_rest(fake: FakeBackend, interrupt: Callable[[int], None]) -> None:
+    """With its branches, and with programs that its rows have called."""
+
+    @sgl.function
+    def inner(s: Any) -> None:
+        forks = s.fork(2)
+        forks += sgl.gen("x")
+        forks.join()
+
+    @sgl.function
+    def outer(s: Any, i: int) -> None:
+        if i == 1:
+            inner()["x"]
+        s += sgl.gen("a")
+
+    interrupt(4)
     with pytest.raises(KeyboardInterrupt):
-        echo.run_batch([(str(i),) for i in range(10)])
+        outer.run_batch([(i,) for i in range(10)], num_threads=3)
     while fake.running:
         time.sleep(0.001)
-    assert fake.aborted == 3
+    assert (len(fake.calls), fake.aborted) == (4, 4)
+
+
+@pytest.mark.parametrize("reader", ["function", "caller", "stream"])
+def test_an_interrupted_read_gives_up_the_program(
+    fake: FakeBackend, interrupt: Callable[[int], None], reader: str
+) -> None:
+    @sgl.function
+    def program(s: Any) -> None:
+        forks = s.fork(2)
+        forks += sgl.gen("x")
+        forks.join()
+        if reader == "function":
+            s.sync()
+
+    interrupt(2)
+    with pytest.raises(KeyboardInterrupt):
+        state = program.run(stream=reader == "stream")
+        "".join(state.text_iter())
+    while fake.running:
+        time.sleep(0.001)
+    assert (len(fake.calls), fake.aborted) == (2, 2)
+    if reader != "function":
+        assert isinstance(state.error(), ProgramCancelled)
 
 
 # ---------------------------------------------------------------------- streams
@@ -276,6 +328,21 @@ def test_text_comes_before_the_program_is_through(fake: FakeBackend) -> None:
     assert list(state.text_iter("a")) and not state.stream_executor.finished
     fake.door = lambda text: True
     assert seen + "".join(texts) == "answersecondanswer"
+
+
+def test_a_branch_read_beside_a_stream(fake: FakeBackend) -> None:
+    @sgl.function
+    def program(s: Any) -> Any:
+        (branch,) = s.fork()
+        branch += "!" + sgl.gen("b")
+        assert branch.text() == "".join(branch.text_iter()) == "!answer"
+        time.sleep(0.02)
+        branch += "."
+        return branch
+
+    state = program.run(stream=True)
+    assert state.error() is None
+    assert state.ret_value["b"] == "answer" and "".join(state.ret_value.text_iter()) == "!answer."
 
 
 async def test_text_async_iter(fake: FakeBackend) -> None:

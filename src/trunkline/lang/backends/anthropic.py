@@ -10,7 +10,7 @@ from trunkline.config.credentials import environment_key
 from trunkline.http import HttpClient
 from trunkline.lang.backends.backend import Backend, Piece, Prompt
 from trunkline.lang.chat_template import ChatTemplate, get_chat_template
-from trunkline.lang.ir import RUN_DEFAULTS, Sampling
+from trunkline.lang.ir import Sampling
 from trunkline.types import RequestError
 
 API_VERSION = "2023-06-01"
@@ -68,8 +68,9 @@ class Anthropic(Backend):
 
     def _request(self, prompt: Prompt, sampling: Sampling) -> dict[str, Any]:
         """Raises RequestError for what can't be said in this interface."""
-        for name, value in vars(sampling).items():
-            if name not in _TAKEN and value not in (None, getattr(RUN_DEFAULTS, name)):
+        asked = sampling.asked()
+        for name in asked:
+            if name not in _TAKEN:
                 raise self.unsupported(name)
         messages = [
             {"role": one["role"], "content": _content(one["content"])} for one in prompt.messages
@@ -89,9 +90,7 @@ class Anthropic(Backend):
         if sampling.stops:
             body["stop_sequences"] = list(sampling.stops)
         body["temperature"] = sampling.temperature
-        for name, neutral in (("top_p", 1.0), ("top_k", -1)):
-            if getattr(sampling, name) not in (None, neutral):
-                body[name] = getattr(sampling, name)
+        body |= {name: value for name, value in asked.items() if name in ("top_p", "top_k")}
         return body
 
 

@@ -10,20 +10,15 @@ from typing import Any
 
 from trunkline.lang.backends.backend import Backend, Piece, Prompt, TokenPath
 from trunkline.lang.chat_template import ChatTemplate, chat_template_of_model, get_chat_template
-from trunkline.lang.choices import ChoicesDecision, mean_logprob
+from trunkline.lang.choices import ChoicesDecision
 from trunkline.lang.global_config import global_config
-from trunkline.lang.ir import REGEX_BOOL, REGEX_FLOAT, REGEX_INT, REGEX_STR, Sampling, Select
+from trunkline.lang.ir import DTYPES, Sampling, Select
 from trunkline.text.tokenizer import Tokenizer
 from trunkline.types import RequestError
 
 Answer = dict[str, Any]
 
-PREFILL: Mapping[str, Any] = {"max_new_tokens": 0, "temperature": 0.0}
-_ALWAYS = (
-    "max_new_tokens", "temperature", "top_p", "top_k", "min_p", "frequency_penalty", "presence_penalty", "n",
-    "ignore_eos",
-)  # fmt: skip  # sent even at their defaults: a server's own defaults must not replace a program's
-_IF_GIVEN = ("min_new_tokens", "stop_token_ids", "stop_regex", "regex", "json_schema")
+PREFILL: Mapping[str, Any] = {"sampling_params": {"max_new_tokens": 0, "temperature": 0.0}}
 _LOGPROBS = ("return_logprob", "logprob_start_len", "top_logprobs_num", "return_text_in_logprobs")
 
 
@@ -76,7 +71,7 @@ class NativeBackend(Backend):
     # ------------------------------------------------------------------ calls
     async def generate(self, prompt: Prompt, sampling: Sampling, stream: bool) -> AsyncGenerator[Piece, None]:
         fields = self._prompt_fields(prompt) | {"sampling_params": sampling_fields(sampling)}
-        fields |= {name: getattr(sampling, name) for name in _LOGPROBS if getattr(sampling, name) is not None}
+        fields |= {name: one for name, one in sampling.given().items() if name in _LOGPROBS}
         if sampling.n != 1 or not stream:
             answer, place = await self.call_from(prompt.path, fields)
             if isinstance(answer, list):
@@ -119,7 +114,7 @@ class NativeBackend(Backend):
 
     async def commit(self, prompt: Prompt) -> None:
         if prompt.text:
-            await self.call(self._prompt_fields(prompt) | {"sampling_params": PREFILL})
+            await self.call({**self._prompt_fields(prompt), **PREFILL})
 
     # ------------------------------------------------------------------ select
     async def select(self, prompt: Prompt, select: Select) -> ChoicesDecision:
@@ -143,35 +138,23 @@ class NativeBackend(Backend):
         if select.method.requires_unconditional_logprobs:
             ids = [[entry[1] for entry in entries] for entries in inputs]
             bare = await self.call(
-                {
-                    "input_ids": ids,
-                    "sampling_params": PREFILL,
-                    "return_logprob": True,
-                    "logprob_start_len": 0,
-                }
+                {"input_ids": ids, **PREFILL, "return_logprob": True, "logprob_start_len": 0}
             )
             alone = [one["meta_info"]["input_token_logprobs"] for one in bare]
-        return select.method(
-            choices=select.choices,
-            normalized_prompt_logprobs=[mean_logprob(entries) for entries in inputs],
-            input_token_logprobs=inputs,
-            output_token_logprobs=[one["meta_info"]["output_token_logprobs"] for one in answers],
-            unconditional_token_logprobs=alone,
-        )
+        return select.decide(inputs, [one["meta_info"]["output_token_logprobs"] for one in answers], alone)
 
     async def _prompt_ids(self, text: str) -> list[int]:
         if not text:
             return []
         if self.tokenizer is not None:
             return self.tokenizer.encode(text)
-        call = {"text": text, "sampling_params": PREFILL, "return_prompt_token_ids": True}
-        ids: list[int] = (await self.call(call))["prompt_token_ids"]
-        return ids
+        answer = await self.call({"text": text, **PREFILL, "return_prompt_token_ids": True})
+        return list(answer["prompt_token_ids"])
 
     async def _score(self, texts: list[str], start: int) -> list[Answer]:
         fields = {
             "text": texts,
-            "sampling_params": PREFILL,
+            **PREFILL,
             "return_logprob": True,
             "return_text_in_logprobs": True,
             "logprob_start_len": start,
@@ -183,8 +166,9 @@ class NativeBackend(Backend):
 
 def sampling_fields(sampling: Sampling) -> dict[str, Any]:
     """`sampling_params` of a native call. Raises RequestError for a dtype that there is no rule for."""
-    fields = {name: getattr(sampling, name) for name in _ALWAYS}
-    fields |= {name: getattr(sampling, name) for name in _IF_GIVEN if getattr(sampling, name) is not None}
+    fields = {
+        name: one for name, one in sampling.given().items() if name not in (*_LOGPROBS, "stop", "dtype")
+    }
     stops = list(sampling.stops)
     if sampling.dtype is not None:
         fields["regex"] = dtype_regex(sampling.dtype)
@@ -201,19 +185,12 @@ def sampling_fields(sampling: Sampling) -> dict[str, Any]:
 
 def dtype_regex(dtype: type | str) -> str:
     """Raises RequestError for an unknown type."""
-    names = {
-        "int": REGEX_INT,
-        "float": REGEX_FLOAT,
-        "bool": REGEX_BOOL,
-        "str": REGEX_STR,
-        "string": REGEX_STR,
-    }
     name = dtype if isinstance(dtype, str) else dtype.__name__
-    if name not in names:
+    if name not in DTYPES:
         raise RequestError(
             f"dtype is {name}; it must be one of int, float, bool, str", code="invalid_value", param="dtype"
         )
-    return names[name]
+    return DTYPES[name]
 
 
 def common_prefix(one: Sequence[Any], other: Sequence[Any]) -> int:

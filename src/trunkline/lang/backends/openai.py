@@ -14,27 +14,13 @@ from trunkline.http import HttpClient
 from trunkline.lang.backends.backend import Backend, Piece, Prompt
 from trunkline.lang.backends.native import common_prefix, dtype_regex
 from trunkline.lang.chat_template import ChatTemplate, get_chat_template_by_model_path
-from trunkline.lang.choices import ChoicesDecision, mean_logprob
+from trunkline.lang.choices import ChoicesDecision
 from trunkline.lang.ir import Sampling, Select
 from trunkline.types import RequestError
 
-# Fields that every endpoint has; the others are extensions, which are sent only where they ask for something.
-_FIELDS: Mapping[str, str] = {
-    "temperature": "temperature",
-    "top_p": "top_p",
-    "frequency_penalty": "frequency_penalty",
-    "presence_penalty": "presence_penalty",
-    "n": "n",
-}
-_EXTENSIONS: Mapping[str, tuple[str, Any]] = {
-    "min_new_tokens": ("min_tokens", None),
-    "stop_token_ids": ("stop_token_ids", None),
-    "stop_regex": ("stop_regex", None),
-    "top_k": ("top_k", -1),
-    "min_p": ("min_p", 0.0),
-    "ignore_eos": ("ignore_eos", False),
-    "regex": ("regex", None),
-}
+# Fields that every endpoint has. Others are extensions, sent only where they ask for something.
+_FIELDS = ("temperature", "top_p", "frequency_penalty", "presence_penalty", "n")
+_EXTENSIONS = ("min_new_tokens", "stop_token_ids", "stop_regex", "top_k", "min_p", "ignore_eos", "regex")
 
 
 @dataclass
@@ -132,10 +118,10 @@ class OpenAI(Backend):
     def _request(self, prompt: Prompt, sampling: Sampling) -> tuple[str, dict[str, Any]]:
         """Path and body of a call. Raises RequestError for what can't be said in this interface."""
         body: dict[str, Any] = {"model": self.model_name, "max_tokens": sampling.max_new_tokens}
-        body |= {name: getattr(sampling, field) for field, name in _FIELDS.items()}
-        for field, (name, neutral) in _EXTENSIONS.items():
-            if getattr(sampling, field) not in (None, neutral):
-                body[name] = getattr(sampling, field)
+        body |= {name: getattr(sampling, name) for name in _FIELDS}
+        for name, value in sampling.asked().items():
+            if name in _EXTENSIONS:
+                body["min_tokens" if name == "min_new_tokens" else name] = value
         if sampling.stops:
             body["stop"] = list(sampling.stops)
         if sampling.json_schema is not None:
@@ -196,13 +182,7 @@ class OpenAI(Backend):
                 [lp, None, text] for lp, text in zip(one["token_logprobs"], one["tokens"], strict=True)
             ]
             inputs.append(entries[common_prefix(base, one["tokens"]) :] or entries[-1:])
-        return select.method(
-            choices=select.choices,
-            normalized_prompt_logprobs=[mean_logprob(entries) for entries in inputs],
-            input_token_logprobs=inputs,
-            output_token_logprobs=[[] for _ in inputs],
-            unconditional_token_logprobs=None,
-        )
+        return select.decide(inputs)
 
     def _count(self, usage: Mapping[str, int] | None) -> None:
         if usage:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import itertools
 import socket
 import subprocess
@@ -11,6 +10,7 @@ import time
 import urllib.request
 import weakref
 from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from types import TracebackType
 from typing import Any, Self
 
@@ -94,18 +94,11 @@ class Runtime:
         self, prompt: str, sampling_params: Any = None, **fields: Any
     ) -> AsyncGenerator[str, None]:
         """New text as it comes. May be used from any event loop."""
-        call = {"text": prompt, "sampling_params": sampling_params, **fields}
-        stream, shown, loop = self.endpoint.stream(call), 0, global_config.loop()
-        try:
-            while True:
-                step = asyncio.run_coroutine_threadsafe(anext(stream, None), loop)
-                answer = await asyncio.wrap_future(step)
-                if answer is None:
-                    return
+        call, shown = {"text": prompt, "sampling_params": sampling_params, **fields}, 0
+        async with aclosing(global_config.each(self.endpoint.stream(call))) as answers:
+            async for answer in answers:
                 yield answer["text"][shown:]
                 shown = len(answer["text"])
-        finally:
-            await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(stream.aclose(), loop))
 
     add_request = async_generate
 
