@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import inspect
 import logging
 import os
@@ -153,8 +152,10 @@ class SglFunction:
 
     def quietly(self, state: ProgramState, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
         """Run the function on `state`, which keeps what it raises."""
-        with contextlib.suppress(Exception):
+        try:
             self._enter(state, args, kwargs)
+        except Exception as error:
+            log.debug("%s ends: %r", self.__name__, error)
 
     def _enter(self, state: ProgramState, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
         executor = state.stream_executor
