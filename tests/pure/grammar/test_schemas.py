@@ -6,6 +6,7 @@ import json
 import os
 import random
 import re
+import threading
 import time
 from concurrent.futures import wait
 from decimal import Decimal
@@ -461,7 +462,7 @@ def test_a_sandbox_that_was_killed_is_no_fault_of_the_grammar(monkeypatch: pytes
 
     asked = []
 
-    def receive(connection: Any, seconds: float) -> bytes:
+    def receive(connection: Any, seconds: float, *_: Any) -> bytes:
         if seconds != 30.0:
             return b"it is up"
         asked.append(sandbox._process)
@@ -472,6 +473,23 @@ def test_a_sandbox_that_was_killed_is_no_fault_of_the_grammar(monkeypatch: pytes
         sandbox.compile(GrammarSpec("choices", '["b"]'))
     assert caught.value.code == "grammar_too_complex" and len(set(asked)) == 2 == len(asked)
     sandbox.close()
+
+
+def test_a_sandbox_that_waits_for_a_processor_is_no_fault_of_the_grammar() -> None:
+    """Its time is what it computes: at idle priority it may get none for long."""
+    sandbox = Sandbox("llguidance", tokenizer(), [eos_id()], Layout(), seconds=0.3, memory=1 << 30)
+    sandbox.start()
+    assert sandbox._process is not None
+    process = psutil.Process(sandbox._process.pid)
+    process.suspend()
+    threading.Timer(0.8, process.resume).start()
+    assert sandbox.compile(GrammarSpec("choices", '["a"]'))
+    process.suspend()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sandbox_module, "PATIENCE", 2)  # but not for ever
+        with pytest.raises(GrammarError, match="compile"):
+            sandbox.compile(GrammarSpec("choices", '["b"]'))
+    assert not process.is_running()
 
 
 def test_objects_beyond_the_bits_of_a_state() -> None:
