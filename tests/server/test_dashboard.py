@@ -18,7 +18,7 @@ from tools.setup_env import ROOT
 from trunkline.config.schema import EngineConfig
 from trunkline.text.tokenizer import Tokenizer
 
-DASHBOARD = ROOT / "dashboards" / "trunkline.json"
+DASHBOARD = ROOT / "src" / "trunkline" / "assets" / "grafana.json"
 
 
 def queries(path: Path) -> Iterator[str]:

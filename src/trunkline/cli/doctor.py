@@ -65,7 +65,7 @@ def software() -> Iterator[Finding]:
         yield Finding("ok", "python", here)
     else:
         yield Finding("fault", "python", here, "use Python 3.11, 3.12 or 3.13")
-    yield Finding("ok", "trunkline", trunkline.__version__)
+    yield Finding("ok", "trunkline", f"{trunkline.__version__} in {trunkline.__path__[0]}")
     yield torch_finding(installed("torch"))
     missing = [name for name in REQUIRED if name != "torch" and installed(name) is None]
     if missing:
