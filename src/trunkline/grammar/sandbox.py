@@ -19,7 +19,7 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection
 
 import msgspec
-import psutil
+import psutil  # type: ignore[import-untyped]
 
 from trunkline.grammar.json_text import Layout
 from trunkline.grammar.protocol import GrammarError, GrammarSpec, Vocabulary
