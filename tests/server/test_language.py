@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import itertools
+import json
 import re
 import socket
 import subprocess
@@ -326,6 +327,16 @@ def test_anthropic_interface(runtime: sgl.Runtime) -> None:
     state = continued.run("", max_tokens=2, top_p=0.9, top_k=3, backend=backend)
     assert state.get_meta_info("x")["finish_reason"]["type"] == "max_tokens"
     assert state.get_meta_info("x")["completion_tokens"] == 2
+    schema = '{"type": "object", "properties": {"sum": {"enum": [23, 24]}}, "required": ["sum"], '
+    schema += '"additionalProperties": false}'
+    for stream in (False, True):
+        state = continued.run("", max_tokens=32, json_schema=schema, backend=backend, stream=stream)
+        assert json.loads("".join(state.text_iter("x"))) in ({"sum": 23}, {"sum": 24})
+    error = continued.run("", json_schema='{"type": "nothing"}', backend=backend).error()
+    assert isinstance(error, RequestError) and (error.status, error.param) == (
+        400,
+        "output_config.format.schema",
+    )
     states = chat.run_batch([(f"What is {i} plus 1?",) for i in range(1, 9)], backend=backend)
     assert [one["a"] for one in states] == [f"{i} + 1 = {i + 1}" for i in range(1, 9)]
     for stream in (False, True):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
@@ -14,6 +15,7 @@ from trunkline.lang.choices import (
     mean_logprob,
     token_length_normalized,
 )
+from trunkline.types import RequestError
 
 # What `dtype` means, as regular expressions; int and float also end at a blank or a new line.
 DTYPES: Mapping[str, str] = MappingProxyType(
@@ -62,6 +64,16 @@ class Sampling:
     def over(self, other: Sampling) -> Sampling:
         """A copy of `other` in which what is given here wins."""
         return replace(other, **self.given())
+
+    @property
+    def schema(self) -> Any:
+        """What json_schema says. Raises RequestError where it is no JSON."""
+        try:
+            return json.loads(self.json_schema or "")
+        except ValueError as error:
+            raise RequestError(
+                f"json_schema is no JSON: {error}", code="invalid_value", param="json_schema"
+            ) from error
 
     @property
     def stops(self) -> tuple[str, ...]:

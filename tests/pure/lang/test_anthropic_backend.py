@@ -102,6 +102,19 @@ def test_images(server: FakeServer, backend: sgl.Anthropic, tmp_path: Path) -> N
     assert image["source"] == {"type": "base64", "media_type": "image/gif", "data": "R0lGODlh"}
 
 
+def test_json_schema(server: FakeServer, backend: sgl.Anthropic) -> None:
+    @sgl.function
+    def program(s: Any, schema: str) -> None:
+        s += sgl.user("hi") + sgl.assistant(sgl.gen("a", json_schema=schema))
+
+    program.run('{"type": "integer"}', backend=backend).sync()
+    (body,) = [body for _, body, _ in server.requests]
+    assert body["output_config"] == {"format": {"type": "json_schema", "schema": {"type": "integer"}}}
+    with pytest.raises(RequestError, match="json_schema is no JSON"):
+        program.run("{", backend=backend).sync()
+    assert len(server.requests) == 1
+
+
 def test_what_it_can_not_do(
     server: FakeServer, backend: sgl.Anthropic, monkeypatch: pytest.MonkeyPatch
 ) -> None:

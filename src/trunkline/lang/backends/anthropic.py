@@ -15,7 +15,7 @@ from trunkline.types import RequestError
 
 API_VERSION = "2023-06-01"
 
-_TAKEN = ("max_new_tokens", "stop", "temperature", "top_p", "top_k")
+_TAKEN = ("max_new_tokens", "stop", "temperature", "top_p", "top_k", "json_schema")
 
 
 class Anthropic(Backend):
@@ -90,6 +90,8 @@ class Anthropic(Backend):
         if sampling.stops:
             body["stop_sequences"] = list(sampling.stops)
         body["temperature"] = sampling.temperature
+        if sampling.json_schema is not None:
+            body["output_config"] = {"format": {"type": "json_schema", "schema": sampling.schema}}
         body |= {name: value for name, value in asked.items() if name in ("top_p", "top_k")}
         return body
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import threading
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
@@ -125,7 +124,7 @@ class OpenAI(Backend):
         if sampling.stops:
             body["stop"] = list(sampling.stops)
         if sampling.json_schema is not None:
-            schema = {"name": "schema", "schema": json.loads(sampling.json_schema), "strict": True}
+            schema = {"name": "schema", "schema": sampling.schema, "strict": True}
             body["response_format"] = {"type": "json_schema", "json_schema": schema}
         text = prompt.text
         if "string" in _dtype(sampling) and not self.is_chat_model:
