@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -349,13 +350,18 @@ def test_anthropic_interface(runtime: sgl.Runtime) -> None:
     assert isinstance(error, RequestError) and error.status == 401
 
 
-def test_a_runtime_without_a_program(runtime: sgl.Runtime) -> None:
+def test_a_runtime_without_a_program(runtime: sgl.Runtime, tmp_path: Path) -> None:
     answer = runtime.generate("Hello", {"max_new_tokens": 4, "temperature": 0, "ignore_eos": True})
     assert answer["meta_info"]["completion_tokens"] == 4
     runtime.cache_prefix("some text to keep " * 10)
     again = runtime.generate("some text to keep " * 10, {"max_new_tokens": 1})
     assert again["meta_info"]["cached_tokens"] > 16
     assert runtime.get_tokenizer().encode("Hello")
+    assert len(runtime.encode("Hello")["embedding"]) > 8
+    assert runtime.start_profile(output_dir=str(tmp_path))["message"] == "profiling"
+    assert Path(runtime.stop_profile()["path"]).parent == tmp_path
+    with pytest.raises(AttributeError):
+        _ = runtime.enocde
 
 
 def test_a_runtime_ends_when_its_parent_is_killed() -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, overload
 
-from trunkline.lang.choices import ChoicesMethod, token_length_normalized
+from trunkline.lang.choices import ChoicesSamplingMethod, token_length_normalized
 from trunkline.lang.global_config import global_config
 from trunkline.lang.ir import (
     Expr,
@@ -63,7 +63,7 @@ def gen(
     return_text_in_logprobs: bool | None = None,
     dtype: type | str | None = None,
     choices: Sequence[str] | None = None,
-    choices_method: ChoicesMethod | None = None,
+    choices_method: ChoicesSamplingMethod | None = None,
     regex: str | None = None,
     json_schema: str | None = None,
 ) -> Expr:
@@ -124,7 +124,7 @@ def select(
     name: str | None = None,
     choices: Sequence[str] | None = None,
     temperature: float = 0.0,
-    choices_method: ChoicesMethod | None = None,
+    choices_method: ChoicesSamplingMethod | None = None,
 ) -> Expr:
     """The choice that the model finds best, by `choices_method` (token_length_normalized if None).
 

@@ -19,7 +19,7 @@ class ChoicesDecision:
     meta_info: Mapping[str, Any] = field(default_factory=dict)
 
 
-class ChoicesMethod(Protocol):
+class ChoicesSamplingMethod(Protocol):
     """A rule that picks one of `choices`.
 
     `input_token_logprobs` holds the tokens of each choice after the prompt, `normalized_prompt_logprobs`

@@ -21,6 +21,11 @@ T = TypeVar("T")
 class GlobalConfig:
     """Switches are plain attributes; assign to change them."""
 
+    __slots__ = (
+        "_lock", "_loop", "default_backend", "enable_precache_with_tracing", "scope",
+        "skip_special_tokens_in_output", "spaces_between_special_tokens_in_out", "verbosity",
+    )  # fmt: skip  # another name is a slip
+
     def __init__(self) -> None:
         self.verbosity = 0  # 2 prints the text of each program that ends
         self.default_backend: Any = None
@@ -30,6 +35,17 @@ class GlobalConfig:
         self.scope: ContextVar[Run | None] = ContextVar("scope", default=None)  # whose function runs here
         self._lock = threading.Lock()
         self._loop: tuple[int, asyncio.AbstractEventLoop] | None = None
+
+    @property
+    def enable_parallel_encoding(self) -> bool:
+        """False: branches that are joined with concate_and_append become one text. Raises ValueError for
+        True."""
+        return False
+
+    @enable_parallel_encoding.setter
+    def enable_parallel_encoding(self, wanted: bool) -> None:
+        if wanted:
+            raise ValueError("parallel encoding is not supported: joined branches are read as one text")
 
     def loop(self) -> asyncio.AbstractEventLoop:
         """The event loop of all states, in a daemon thread that starts with the first program."""

@@ -171,6 +171,11 @@ class ProgramStateGroup:
     def __getitem__(self, i: int) -> ProgramState:
         return self.states[i]
 
+    def __setitem__(self, i: int, state: ProgramState) -> None:
+        """For `forks[0] += "..."`. Raises ValueError for another state."""
+        if state is not self.states[i]:
+            raise ValueError("a branch can't be replaced: append to it")
+
     def __len__(self) -> int:
         return len(self.states)
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from trunkline.lang.choices import (
     ChoicesDecision,
-    ChoicesMethod,
+    ChoicesSamplingMethod,
     TokenLists,
     mean_logprob,
     token_length_normalized,
@@ -145,7 +145,7 @@ class Select(Expr):
 
     name: str | None
     choices: Sequence[str]
-    method: ChoicesMethod = token_length_normalized
+    method: ChoicesSamplingMethod = token_length_normalized
 
     def decide(
         self, inputs: TokenLists, outputs: TokenLists | None = None, alone: TokenLists | None = None

@@ -220,6 +220,28 @@ def test_fork_and_append(fake: FakeBackend) -> None:
         forks += ["only one"]
 
 
+def test_a_branch_is_appended_to_by_its_number(fake: FakeBackend) -> None:
+    @sgl.function
+    def program(s: Any) -> None:
+        forks = s.fork(2)
+        forks[0] += "a"
+        forks[1] += "b" + sgl.gen("x")
+        forks.join("concate_and_append")
+        with pytest.raises(ValueError, match="can't be replaced"):
+            forks[0] = forks[1]
+
+    assert program.run().text() == "abanswer"
+
+
+def test_switches() -> None:
+    sgl.global_config.enable_parallel_encoding = False
+    assert sgl.global_config.enable_parallel_encoding is False
+    with pytest.raises(ValueError, match="joined branches are read as one text"):
+        sgl.global_config.enable_parallel_encoding = True
+    with pytest.raises(AttributeError, match="verbose"):
+        sgl.global_config.verbose = 2  # type: ignore[attr-defined]
+
+
 def test_a_prefix_is_committed_once(fake: FakeBackend) -> None:
     @sgl.function
     def program(s: Any) -> None:

@@ -102,17 +102,14 @@ class Runtime:
 
     add_request = async_generate
 
-    def cache_prefix(self, prefix: str) -> None:
-        self.endpoint.cache_prefix(prefix)
-
     def get_tokenizer(self) -> Tokenizer:
         return Tokenizer.load(self.endpoint.tokenizer_path)
 
-    def get_server_info(self) -> dict[str, Any]:
-        return self.endpoint.get_server_info()
-
-    def flush_cache(self) -> None:
-        self.endpoint.flush_cache()
+    def __getattr__(self, name: str) -> Any:
+        """The rest is the endpoint's: encode, cache_prefix, flush_cache, get_server_info, start_profile."""
+        if name.startswith("_") or name == "endpoint":
+            raise AttributeError(name)
+        return getattr(self.endpoint, name)
 
 
 def free_port(host: str, first: int) -> int:

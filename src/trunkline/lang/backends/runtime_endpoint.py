@@ -120,6 +120,17 @@ class RuntimeEndpoint(NativeBackend):
         info: dict[str, Any] = global_config.run(self.server_info())
         return info
 
+    def start_profile(self, **fields: Any) -> Any:
+        """POST /start_profile; `fields` are its fields."""
+        return global_config.run(self._http.json("POST", "/start_profile", fields))
+
+    def stop_profile(self) -> Any:
+        return global_config.run(self._http.json("POST", "/stop_profile"))
+
+    def encode(self, prompt: str | list[str]) -> Any:
+        """The answer of POST /encode: embeddings."""
+        return global_config.run(self._http.json("POST", "/encode", {"text": prompt}))
+
     def cache_prefix(self, prefix_str: str) -> None:
         """Compute the KV of a text, so that prompts which begin with it find it."""
         from trunkline.lang.backends.backend import Prompt
