@@ -59,7 +59,9 @@ def main(words: list[str]) -> int:
     if not chosen:
         print(f"no shape has {' or '.join(options.names)} in its name", file=sys.stderr)
         return 2
-    results = [run(shape, options) for shape in chosen]
+    with ExitStack() as stack:
+        engines = start(options, stack)
+        results = [run(shape, engines, options) for shape in chosen]
     if options.json:
         print(json.dumps({"bench": "programs", "runs": [line for one in results for line in records(one)]}))
     else:
@@ -74,28 +76,26 @@ def main(words: list[str]) -> int:
     return 1 if differing else 0
 
 
-def run(shape: Shape, options: argparse.Namespace) -> Rounds:
+def start(options: argparse.Namespace, stack: ExitStack) -> dict[str, sgl.Engine]:
+    """An engine for each configuration, closed with the stack."""
+    common = {
+        "model_path": options.model_path,
+        "page_size": options.page_size,
+        "max_total_tokens": options.max_total_tokens,
+        "cpu_threads": options.cpu_threads,
+        "log_level": "error",
+    }
+    return {label: stack.enter_context(sgl.Engine(**common, **flags)) for label, flags in CONFIGURATIONS}
+
+
+def run(shape: Shape, engines: dict[str, sgl.Engine], options: argparse.Namespace) -> Rounds:
     """Configurations alternate, so that what else the machine does slows them alike."""
-    found: Rounds = {label: [] for label, _ in CONFIGURATIONS}
-    with ExitStack() as stack:
-        engines = {
-            label: stack.enter_context(
-                sgl.Engine(
-                    model_path=options.model,
-                    page_size=options.page_size,
-                    max_total_tokens=options.max_total_tokens,
-                    cpu_threads=options.cpu_threads,
-                    log_level="error",
-                    **flags,
-                )
-            )
-            for label, flags in CONFIGURATIONS
-        }
-        for _ in range(options.rounds):
-            for label, engine in engines.items():
-                found[label].append(measure(shape, engine, options.rows))
-                if not options.json:
-                    print(f"{label:<9}  {found[label][-1].line()}", flush=True)
+    found: Rounds = {label: [] for label in engines}
+    for _ in range(options.rounds):
+        for label, engine in engines.items():
+            found[label].append(measure(shape, engine, options.rows))
+            if not options.json:
+                print(f"{label:<9}  {found[label][-1].line()}", flush=True)
     return found
 
 
@@ -135,7 +135,7 @@ def ratio(one: list[Measured], other: list[Measured]) -> float:
 def parser() -> argparse.ArgumentParser:
     words = argparse.ArgumentParser(prog="python -m benchmarks.programs", description=__doc__)
     words.add_argument("names", nargs="*", help="shapes, by a part of their name; all by default")
-    words.add_argument("--model", help="a model folder; the bundled model by default")
+    words.add_argument("--model-path", help="a model folder; the bundled model by default")
     words.add_argument("--rounds", type=int, default=1, help="runs of each; times are medians")
     words.add_argument("--json", action="store_true", help="print one line of JSON, and nothing else")
     words.add_argument("--rows", type=int, help="rows of each program")

@@ -15,7 +15,11 @@ REGEX = r'\{"name": "[A-Z][a-z]{2,9}", "age": [1-9][0-9], "city": "[A-Z][a-z]{2,
 SCHEMA = json.dumps(
     {
         "type": "object",
-        "properties": {"name": {"type": "string"}, "age": {"type": "integer"}, "city": {"type": "string"}},
+        "properties": {
+            "name": {"type": "string", "maxLength": 12},
+            "age": {"type": "integer", "minimum": 0, "maximum": 120},
+            "city": {"type": "string", "maxLength": 12},
+        },
         "required": ["name", "age", "city"],
         "additionalProperties": False,
     }
