@@ -7,22 +7,9 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, overload
 
+from trunkline.lang import ir
 from trunkline.lang.choices import ChoicesSamplingMethod, token_length_normalized
 from trunkline.lang.global_config import global_config
-from trunkline.lang.ir import (
-    Expr,
-    Gen,
-    Image,
-    RoleBegin,
-    RoleEnd,
-    Sampling,
-    Select,
-    Sequential,
-    SplitReasoning,
-    Video,
-    as_expr,
-    turn,
-)
 from trunkline.lang.program import SglFunction, resolve_backend
 
 ROLES = ("system", "user", "assistant")
@@ -66,7 +53,7 @@ def gen(
     choices_method: ChoicesSamplingMethod | None = None,
     regex: str | None = None,
     json_schema: str | None = None,
-) -> Expr:
+) -> ir.Expr:
     """Text from the model, kept as variable `name`. What is None is as the run says.
 
     With `choices`, it is `select`. `dtype` (int, float, bool, str) constrains the text to such a value and
@@ -75,9 +62,9 @@ def gen(
         return select(name, choices, 0.0 if temperature is None else temperature, choices_method)
     if regex is not None:
         re.compile(regex)
-    return Gen(
+    return ir.Gen(
         name,
-        Sampling(
+        ir.Sampling(
             max_new_tokens=max_tokens,
             min_new_tokens=min_tokens,
             n=n,
@@ -109,7 +96,7 @@ def _typed(
     n: int | None = None,
     stop: str | Sequence[str] | None = None,
     **sampling: Any,
-) -> Expr:
+) -> ir.Expr:
     for other in ("min_tokens", "dtype", "choices", "choices_method", "regex", "json_schema"):
         if other in sampling:
             raise TypeError(f"{other} doesn't go with gen_{'int' if dtype is int else 'string'}()")
@@ -125,7 +112,7 @@ def select(
     choices: Sequence[str] | None = None,
     temperature: float = 0.0,
     choices_method: ChoicesSamplingMethod | None = None,
-) -> Expr:
+) -> ir.Expr:
     """The choice that the model finds best, by `choices_method` (token_length_normalized if None).
 
     Raises ValueError without choices, and for a temperature: the decision is never sampled.
@@ -134,36 +121,36 @@ def select(
         raise ValueError("select() needs choices")
     if temperature > 1e-5:
         raise ValueError(f"select() decides by likelihood: temperature is {temperature}, it must be 0")
-    return Select(name, tuple(choices), choices_method or token_length_normalized)
+    return ir.Select(name, tuple(choices), choices_method or token_length_normalized)
 
 
-def image(expr: str | bytes) -> Expr:
+def image(expr: str | bytes) -> ir.Expr:
     """An image: the path of a file, or its bytes."""
-    return Image(expr)
+    return ir.Image(expr)
 
 
-def video(path: str, num_frames: int) -> Expr:
+def video(path: str, num_frames: int) -> ir.Expr:
     """`num_frames` frames of a video file."""
-    return Video(path, num_frames)
+    return ir.Video(path, num_frames)
 
 
-def separate_reasoning(expr: Any, model_type: str) -> Expr:
+def separate_reasoning(expr: Any, model_type: str) -> ir.Expr:
     """Each `gen` of `expr` keeps its answer in its variable, and its reasoning in
     `<name>_reasoning_content`."""
-    parts: list[Expr] = []
-    for part in as_expr(expr).parts():
+    parts: list[ir.Expr] = []
+    for part in ir.as_expr(expr).parts():
         parts.append(part)
-        if isinstance(part, Gen | Select):
+        if isinstance(part, ir.Gen | ir.Select):
             if part.name is None:
                 raise ValueError("separate_reasoning() needs a name for each gen()")
-            parts.append(SplitReasoning(part.name, model_type))
-    return Sequential(tuple(parts))
+            parts.append(ir.SplitReasoning(part.name, model_type))
+    return ir.Sequential(tuple(parts))
 
 
 # A whole turn of each role, and what begins and ends one: `user("hi")`, `user_begin() + "hi" + user_end()`.
-system, user, assistant = (partial(turn, role) for role in ROLES)
-system_begin, user_begin, assistant_begin = (partial(RoleBegin, role) for role in ROLES)
-system_end, user_end, assistant_end = (partial(RoleEnd, role) for role in ROLES)
+system, user, assistant = (partial(ir.turn, role) for role in ROLES)
+system_begin, user_begin, assistant_begin = (partial(ir.RoleBegin, role) for role in ROLES)
+system_end, user_end, assistant_end = (partial(ir.RoleEnd, role) for role in ROLES)
 
 
 def set_default_backend(backend: Any) -> None:

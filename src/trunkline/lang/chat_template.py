@@ -12,6 +12,7 @@ from trunkline.text.chat_template import ChatTemplate as JinjaTemplate
 from trunkline.types import RequestError
 
 Message = dict[str, Any]
+_ROLES = ("system", "user", "assistant")
 
 
 @dataclass(frozen=True)
@@ -47,14 +48,15 @@ class ChatTemplate:
         return prompt
 
 
-def _same(before: str, after: str, suffix: str, **names: str) -> dict[str, tuple[str, str]]:
+def _roles(*around: tuple[str, str]) -> Mapping[str, tuple[str, str]]:
+    return dict(zip(_ROLES, around, strict=True))
+
+
+def _same(
+    before: str, after: str, suffix: str, names: Sequence[str] = _ROLES
+) -> Mapping[str, tuple[str, str]]:
     """Roles that differ only in the name between `before` and `after`."""
-    roles = {role: names.get(role, role) for role in ("system", "user", "assistant")}
-    return {role: (f"{before}{name}{after}", suffix) for role, name in roles.items()}
-
-
-def _roles(system: tuple[str, str], user: tuple[str, str], assistant: tuple[str, str]) -> dict[str, Any]:
-    return {"system": system, "user": user, "assistant": assistant}
+    return _roles(*((f"{before}{name}{after}", suffix) for name in names))
 
 
 _ASSISTANT = "You are a helpful assistant."
@@ -69,95 +71,63 @@ _VICUNA_SYSTEM = (
     "The assistant gives helpful, detailed, and polite answers to the user's questions."
 )
 
+_VICUNA = _roles(("", " "), ("USER:", " "), ("ASSISTANT:", "</s>"))
+_LLAMA2 = _roles(("<<SYS>>\n", "\n<</SYS>>\n\n"), ("[INST] ", " [/INST]"), ("", " </s><s>"))
+_MISTRAL = _roles(("[SYSTEM_PROMPT] ", " [/SYSTEM_PROMPT]"), ("[INST] ", " [/INST]"), ("", " </s><s>"))
+_LLAMA4 = _same("<|header_start|>", "<|header_end|>\n\n", "<|eot|>")
+_YI = _roles(("", ""), ("<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n"), ("", "<|im_end|>\n"))
+_GEMMA_END = "<end_of_turn>\n"
+_GEMMA = _roles(("", ""), ("<start_of_turn>user\n", _GEMMA_END), ("<start_of_turn>model\n", _GEMMA_END))
+_COMMANDS = ("SYSTEM", "USER", "CHATBOT")
+_COMMAND_R = _same("<|START_OF_TURN_TOKEN|><|", "_TOKEN|>", "<|END_OF_TURN_TOKEN|>", _COMMANDS)
+_GRANITE = _same("<|start_of_role|>", "<|end_of_role|>", "<|end_of_text|>")
+
 _TEMPLATES = (
-    ChatTemplate(
-        "default", _roles(("SYSTEM:", "\n"), ("USER:", "\n"), ("ASSISTANT:", "\n")), image_token="<image>"
-    ),
+    ChatTemplate("default", _roles(("SYSTEM:", "\n"), ("USER:", "\n"), ("ASSISTANT:", "\n"))),
     ChatTemplate("claude", _roles(("", ""), ("\n\nHuman: ", ""), ("\n\nAssistant:", ""))),
-    ChatTemplate("chatml", _CHATML, None, _IM_END),
-    ChatTemplate("chatml-llava", _CHATML, _ASSISTANT, _IM_END, "<image>\n"),
-    ChatTemplate("qwen", _CHATML, _ASSISTANT, _IM_END),
-    ChatTemplate("qwen2-vl", _CHATML, _ASSISTANT, _IM_END, "<|vision_start|><|image_pad|><|vision_end|>"),
-    ChatTemplate(
-        "vicuna_v1.1",
-        _roles(("", " "), ("USER:", " "), ("ASSISTANT:", "</s>")),
-        _VICUNA_SYSTEM,
-        image_token=" <image>\n",
-    ),
-    ChatTemplate(
-        "llama-2-chat",
-        _roles(("<<SYS>>\n", "\n<</SYS>>\n\n"), ("[INST] ", " [/INST]"), ("", " </s><s>")),
-        llama2=True,
-    ),
-    ChatTemplate(
-        "mistral",
-        _roles(("[SYSTEM_PROMPT] ", " [/SYSTEM_PROMPT]"), ("[INST] ", " [/INST]"), ("", " </s><s>")),
-        stop_str=("</s>",),
-        image_token="[IMG]",
-    ),
+    ChatTemplate("deepseek-v3", _DEEPSEEK, None, (_DEEPSEEK_END,)),
+    ChatTemplate("janus-pro", _DEEPSEEK, None, (_DEEPSEEK_END,), "<image_placeholder>\n"),
+    ChatTemplate("vicuna_v1.1", _VICUNA, _VICUNA_SYSTEM, image_token=" <image>\n"),
+    ChatTemplate("llama-2-chat", _LLAMA2, llama2=True),
+    ChatTemplate("mistral", _MISTRAL, stop_str=("</s>",), image_token="[IMG]"),
     ChatTemplate("llama-3-instruct", _LLAMA3, None, ("<|eot_id|>",), "<|image|>"),
     ChatTemplate("llama-3-instruct-llava", _LLAMA3, None, ("<|eot_id|>",), "<image>\n"),
-    ChatTemplate(
-        "llama-4", _same("<|header_start|>", "<|header_end|>\n\n", "<|eot|>"), None, ("<|eot|>",), "<|image|>"
-    ),
+    ChatTemplate("llama-4", _LLAMA4, None, ("<|eot|>",), "<|image|>"),
+    ChatTemplate("chatml", _CHATML, None, _IM_END),
+    ChatTemplate("chatml-llava", _CHATML, _ASSISTANT, _IM_END, "<image>\n"),
+    ChatTemplate("qwen2-vl", _CHATML, _ASSISTANT, _IM_END, "<|vision_start|><|image_pad|><|vision_end|>"),
+    ChatTemplate("qwen", _CHATML, _ASSISTANT, _IM_END),
+    ChatTemplate("yi-1.5", _YI, None, _IM_END),
+    ChatTemplate("gemma-it", _GEMMA),
     ChatTemplate("minicpmv", _MINICPM, None, ("<|im_end|>", "<|endoftext|>"), "(<image>./</image>)"),
     ChatTemplate("minicpmo", _MINICPM, None, ("<|im_end|>", "<|endoftext|>"), "(<image>./</image>)"),
-    ChatTemplate("janus-pro", _DEEPSEEK, None, (_DEEPSEEK_END,), "<image_placeholder>\n"),
-    ChatTemplate("deepseek-v3", _DEEPSEEK, None, (_DEEPSEEK_END,)),
-    ChatTemplate(
-        "yi-1.5",
-        _roles(("", ""), ("<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n"), ("", "<|im_end|>\n")),
-        None,
-        _IM_END,
-    ),
-    ChatTemplate(
-        "gemma-it",
-        {**_same("<start_of_turn>", "\n", "<end_of_turn>\n", assistant="model"), "system": ("", "")},
-    ),
-    ChatTemplate(
-        "c4ai-command-r",
-        _same(
-            "<|START_OF_TURN_TOKEN|><|",
-            "_TOKEN|>",
-            "<|END_OF_TURN_TOKEN|>",
-            system="SYSTEM",
-            user="USER",
-            assistant="CHATBOT",
-        ),
-    ),
-    ChatTemplate(
-        "granite-3-instruct",
-        _same("<|start_of_role|>", "<|end_of_role|>", "<|end_of_text|>"),
-        None,
-        ("<|end_of_text|>",),
-    ),
+    ChatTemplate("c4ai-command-r", _COMMAND_R),
+    ChatTemplate("granite-3-instruct", _GRANITE, None, ("<|end_of_text|>",)),
 )
 TEMPLATES: Mapping[str, ChatTemplate] = MappingProxyType({one.name: one for one in _TEMPLATES})
 
-# (words that all stand in a model's path, words of which none does, template). The first match counts.
-_MATCHES: Sequence[tuple[str, str, str]] = (
-    ("deepseek-v3", "base", "deepseek-v3"),
-    ("deepseek-r1", "base", "deepseek-v3"),
-    ("janus", "", "janus-pro"),
-    ("vicuna", "", "vicuna_v1.1"),
-    ("llava-v1.5", "", "vicuna_v1.1"),
-    ("llama-2 chat", "", "llama-2-chat"),
-    ("codellama instruct", "", "llama-2-chat"),
-    ("mixtral instruct", "", "llama-2-chat"),
-    ("mistral instruct", "", "mistral"),
-    ("llama-3 instruct", "", "llama-3-instruct"),
-    ("llama-4 instruct", "", "llama-4"),
-    ("tinyllama", "", "chatml"),
-    ("qwen vl", "", "qwen2-vl"),
-    ("llava-onevision-qwen2", "", "chatml-llava"),
-    ("qwen chat", "llava", "qwen"),
-    ("qwen instruct", "llava", "qwen"),
-    ("yi-1.5 chat", "", "yi-1.5"),
-    ("gemma -it", "", "gemma-it"),
-    ("minicpm-v", "", "minicpmv"),
-    ("minicpm-o", "", "minicpmo"),
-    ("c4ai-command-r", "", "c4ai-command-r"),
-    ("granite instruct", "", "granite-3-instruct"),
+# Template: models that have it, by words that all stand in a path ("!word": that does not). The first match
+# counts.
+_MODELS: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "deepseek-v3": ("deepseek-v3 !base", "deepseek-r1 !base"),
+        "janus-pro": ("janus",),
+        "vicuna_v1.1": ("vicuna", "llava-v1.5"),
+        "llama-2-chat": ("llama-2 chat", "codellama instruct", "mixtral instruct"),
+        "mistral": ("mistral instruct",),
+        "llama-3-instruct": ("llama-3 instruct",),
+        "llama-4": ("llama-4 instruct",),
+        "chatml": ("tinyllama",),
+        "qwen2-vl": ("qwen vl",),
+        "chatml-llava": ("llava-onevision-qwen2",),
+        "qwen": ("qwen chat !llava", "qwen instruct !llava"),
+        "yi-1.5": ("yi-1.5 chat",),
+        "gemma-it": ("gemma -it",),
+        "minicpmv": ("minicpm-v",),
+        "minicpmo": ("minicpm-o",),
+        "c4ai-command-r": ("c4ai-command-r",),
+        "granite-3-instruct": ("granite instruct",),
+    }
 )
 
 
@@ -171,9 +141,10 @@ def get_chat_template(name: str) -> ChatTemplate:
 def get_chat_template_by_model_path(model_path: str) -> ChatTemplate:
     """The template that a model's name or path stands for, else `default`."""
     path = model_path.lower()
-    for words, others, name in _MATCHES:
-        if all(word in path for word in words.split()) and not any(word in path for word in others.split()):
-            return TEMPLATES[name]
+    for name, models in _MODELS.items():
+        for words in map(str.split, models):
+            if all((word.removeprefix("!") in path) is not word.startswith("!") for word in words):
+                return TEMPLATES[name]
     return TEMPLATES["default"]
 
 

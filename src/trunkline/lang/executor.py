@@ -15,24 +15,9 @@ from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeVar
 
+from trunkline.lang import ir
 from trunkline.lang.backends.backend import Backend, Prompt, TokenPath
 from trunkline.lang.global_config import global_config
-from trunkline.lang.ir import (
-    Expr,
-    Fill,
-    Gen,
-    Image,
-    RoleBegin,
-    RoleEnd,
-    Sampling,
-    ScopeBegin,
-    ScopeEnd,
-    Select,
-    SetVariable,
-    SplitReasoning,
-    Video,
-    reasoning_name,
-)
 from trunkline.lang.speculation import Speculation, complete_turn
 from trunkline.lang.transcript import Transcript
 from trunkline.text.reasoning import split_reasoning
@@ -43,14 +28,14 @@ Origin = tuple[str, int]  # file and line of the program
 
 
 @dataclass(frozen=True)
-class Fork(Expr):
+class Fork(ir.Expr):
     """The children go on from here."""
 
     children: Sequence[StreamExecutor]
 
 
 @dataclass(frozen=True)
-class Join(Expr):
+class Join(ir.Expr):
     """Waits for `children`, each up to its expression number `upto`, and takes over their text, or the
     variables `sets`."""
 
@@ -69,7 +54,7 @@ class Run:
     """One run of a program's function: what its state and all branches of it share."""
 
     backend: Backend
-    sampling: Sampling
+    sampling: ir.Sampling
     name: str = "program"
     streaming: bool = False
     eager: bool = False  # each append waits until it is done
@@ -110,18 +95,18 @@ class StreamExecutor:
         self.error: Exception | None = None
         tokens = run.num_api_spec_tokens
         self._spec = None if tokens is None else Speculation(tokens)
-        self._turn: list[Expr] | None = None  # speculation on a chat model: what the open turn consists of
+        self._turn: list[ir.Expr] | None = None  # speculation on a chat model: what the open turn consists of
         self._path = TokenPath()
         self._committed = 0  # characters known to be in the prefix cache
         self._forked_at = 0  # where a child's own text begins
         self._submitted = self._done = 0
         self._writes: dict[str, int] = {}  # variable -> number of the expression that last sets it
-        self._queue: deque[tuple[Expr, Origin]] = deque()
+        self._queue: deque[tuple[ir.Expr, Origin]] = deque()
         self._held = False  # until the parent gets to the fork
         self._task: asyncio.Task[None] | None = None
 
     # ------------------------------------------------------------------ from the program's thread
-    def submit(self, expr: Expr) -> None:
+    def submit(self, expr: ir.Expr) -> None:
         """Queue an expression; after a failure, it will be dropped."""
         parts = list(expr.parts())
         for part in parts:
@@ -210,7 +195,7 @@ class StreamExecutor:
         return self.variables[name]
 
     def _is_deferred(self, name: str) -> bool:
-        return any(isinstance(part, Gen) and part.name == name for part in self._turn or ())
+        return any(isinstance(part, ir.Gen) and part.name == name for part in self._turn or ())
 
     def wait_until(self, ready: Callable[[], bool]) -> None:
         if not ready():
@@ -230,7 +215,7 @@ class StreamExecutor:
             await self.run.change.wait()
 
     # ------------------------------------------------------------------ on the event loop
-    def _enqueue(self, parts: Sequence[Expr], origin: Origin) -> None:
+    def _enqueue(self, parts: Sequence[ir.Expr], origin: Origin) -> None:
         given_up = next((run.error for run in self.run.lineage() if run.error is not None), None)
         if self.error is None and given_up is not None:
             self._fail(given_up)
@@ -264,7 +249,7 @@ class StreamExecutor:
                 self._rest()
             self.run.tell()
 
-    def _fail(self, error: Exception, during: Expr | None = None, origin: Origin | None = None) -> None:
+    def _fail(self, error: Exception, during: ir.Expr | None = None, origin: Origin | None = None) -> None:
         """End the state, and the children that still wait for it."""
         if origin is not None and not getattr(error, "__notes__", None):
             file, line = origin
@@ -279,27 +264,27 @@ class StreamExecutor:
         self._fail_children(left)
         self.run.tell()
 
-    def _fail_children(self, parts: Sequence[Expr]) -> None:
+    def _fail_children(self, parts: Sequence[ir.Expr]) -> None:
         assert self.error is not None
         for part in parts:
             for child in part.children if isinstance(part, Fork) else ():
                 child._fail(self.error)
 
-    async def _execute(self, expr: Expr) -> None:
+    async def _execute(self, expr: ir.Expr) -> None:
         match expr:
-            case Fill(text):
+            case ir.Fill(text):
                 self._fill(text)
-            case Gen():
+            case ir.Gen():
                 await self._generate(expr)
-            case Select(name):
+            case ir.Select(name):
                 decision = await self.backend.select(self._prompt(), expr)
                 self._fill(decision.decision)
                 self._set(name, decision.decision, dict(decision.meta_info))
-            case RoleBegin(role):
+            case ir.RoleBegin(role):
                 self.transcript.role_begin(role)
                 if role == "assistant" and self._spec is not None and self.backend.is_chat_model:
                     self._turn = []
-            case RoleEnd(role):
+            case ir.RoleEnd(role):
                 if self._turn is not None:
                     await self._generate_turn(self._turn)
                 self.transcript.role_end(role)
@@ -314,29 +299,29 @@ class StreamExecutor:
             case _:
                 self._note(expr)
 
-    def _note(self, expr: Expr) -> None:
+    def _note(self, expr: ir.Expr) -> None:
         """Expressions that ask nothing of the model."""
         match expr:
-            case SetVariable(name, value):
+            case ir.SetVariable(name, value):
                 self.variables[name] = value
-            case ScopeBegin(name):
+            case ir.ScopeBegin(name):
                 self.transcript.scopes[name] = len(self.transcript.text)
-            case ScopeEnd(name):
+            case ir.ScopeEnd(name):
                 self.variables[name] = self.transcript.text[self.transcript.scopes.pop(name) :]
-            case SplitReasoning(name, model_type):
+            case ir.SplitReasoning(name, model_type):
                 self._split_reasoning(name, model_type)
-            case Image(source):
+            case ir.Image(source):
                 if not self.backend.takes_images:
                     raise self.backend.unsupported("images: it takes text only")
                 self.transcript.add_image(source)
-            case Video():
+            case ir.Video():
                 raise self.backend.unsupported("videos")
             case _:
                 raise TypeError(f"{expr!r} can only be traced, not run")
 
     def _fill(self, text: str) -> None:
         if self._turn is not None:
-            self._turn.append(Fill(text))
+            self._turn.append(ir.Fill(text))
             return
         if self._spec is not None:
             self._spec.fill(text)
@@ -352,7 +337,7 @@ class StreamExecutor:
         turn = said.turn_text if said.role is not None else ""
         return Prompt(said.text, list(said.messages), list(said.images), said.role, turn, self._path)
 
-    async def _generate(self, expr: Gen) -> None:
+    async def _generate(self, expr: ir.Gen) -> None:
         if self._turn is not None:
             self._turn.append(expr)
             return
@@ -377,12 +362,12 @@ class StreamExecutor:
                     self.run.tell()
         self._path, self._committed = prompt.path, len(said.text)
 
-    async def _generate_turn(self, parts: list[Expr]) -> None:
+    async def _generate_turn(self, parts: list[ir.Expr]) -> None:
         """An assistant's turn on a chat model, as one call."""
         assert self._spec is not None
         values: list[str] = []
         meta: dict[str, Any] = {}
-        gens = [part for part in parts if isinstance(part, Gen)]
+        gens = [part for part in parts if isinstance(part, ir.Gen)]
         if gens:
             sampling = gens[0].sampling.over(self.run.sampling)
             values, meta = await complete_turn(
@@ -390,11 +375,11 @@ class StreamExecutor:
             )
         left = iter(values)
         for part in parts:
-            if isinstance(part, Gen):
+            if isinstance(part, ir.Gen):
                 value = next(left)
                 self._set(part.name, value, meta)
                 self.transcript.text += value
-            elif isinstance(part, Fill):
+            elif isinstance(part, ir.Fill):
                 self.transcript.text += part.text
         self._turn = None
 
@@ -403,7 +388,7 @@ class StreamExecutor:
             return
         whole = self.variables[name]
         reasoning, answer = split_reasoning(whole, model_type, "model_type")
-        self.variables[reasoning_name(name)] = reasoning
+        self.variables[ir.reasoning_name(name)] = reasoning
         self.variables[name] = answer
         self.transcript.text = self.transcript.text.removesuffix(whole) + answer
         self._path = TokenPath()
@@ -435,14 +420,14 @@ class StreamExecutor:
             self.variables[name] = [child.variables.get(name) for child in join.children]
 
 
-def variables_of(expr: Expr) -> tuple[str, ...]:
+def variables_of(expr: ir.Expr) -> tuple[str, ...]:
     """The variables that executing `expr` sets."""
     match expr:
         case Join():
             return expr.sets
-        case SplitReasoning(name):
-            return name, reasoning_name(name)
-        case Gen(str(name)) | Select(str(name)) | SetVariable(name) | ScopeEnd(name):
+        case ir.SplitReasoning(name):
+            return name, ir.reasoning_name(name)
+        case ir.Gen(str(name)) | ir.Select(str(name)) | ir.SetVariable(name) | ir.ScopeEnd(name):
             return (name,)
     return ()
 
