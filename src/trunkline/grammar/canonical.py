@@ -5,49 +5,76 @@ The argument is in docs/decisions/0009-jump-forward.md.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from itertools import accumulate
+from typing import NamedTuple
 
 from trunkline.grammar.protocol import Vocabulary
 
-MAX_TAIL = 48  # accepted tokens that are encoded again in front of the forced text
+TAILS = (16, 48)  # accepted tokens that are encoded again in front of the forced text; more only where needed
 
 
-def canonical_tokens(vocabulary: Vocabulary, taken: Sequence[int], text: bytes, *, ends: bool) -> list[int]:
-    """Tokens for a prefix of the forced `text`, which follows the tokens `taken`; [] where no cut is safe.
+class Canonical(NamedTuple):
+    """Tokens for a prefix of a forced text; [] where no cut is safe. Until `again` bytes of the text are taken,
+    in whatever tokens, asking again finds no others."""
 
-    `ends`: nothing but the end can follow the text.
-    """
-    tail = list(taken[-MAX_TAIL:])
+    token_ids: list[int]
+    again: int
+
+
+def canonical_tokens(vocabulary: Vocabulary, taken: Sequence[int], text: bytes, *, ends: bool) -> Canonical:
+    """The forced `text` follows the tokens `taken`. `ends`: nothing but the end can follow it."""
+    if len(text) == 1 and not ends:
+        return Canonical([], 1)
+    for size in TAILS:
+        found = _look(vocabulary, taken, text, ends, size)
+        if found is not None:
+            return found
+    return Canonical([], 0)
+
+
+def _look(
+    vocabulary: Vocabulary, taken: Sequence[int], text: bytes, ends: bool, size: int
+) -> Canonical | None:
+    """None: more than `size` tokens have to be looked at."""
+    tail = list(taken[-size:])
     cut = len(tail) < len(taken)
     before = b"".join(map(vocabulary.piece, tail))
     if cut:  # perhaps inside of a character
         before = before.lstrip(bytes(range(0x80, 0xC0)))
-    text = _whole_characters(text)
+    given, text = len(text), _whole_characters(text)
     try:
         whole = (before + text).decode()
     except UnicodeDecodeError:
-        return []
+        return Canonical([], 0)
     ids, words = vocabulary.encode_words(whole)
     pieces = [vocabulary.piece(token) for token in ids]
     if b"".join(pieces) != before + text:
-        return []  # a normalizer changed it, or a space was put in front
+        return Canonical([], 0)  # a normalizer changed it, or a space was put in front
     ends_at = [0, *accumulate(map(len, pieces))]
-    if len(before) not in ends_at:
-        return []  # the last token taken would have been a longer one
-    start = ends_at.index(len(before))
-    left = _word_start(words, _word_start(words, start))
-    if (left == 0 and cut) or ids[left:start] != tail[len(tail) - (start - left) :]:
-        return []
     stop = len(ids)
     if not ends:
         stop = _word_start(words, stop)
-        while stop > start and pieces[stop - 1][-1:].isspace():
+        while stop and pieces[stop - 1][-1:].isspace():
             stop = _word_start(words, stop)
-    for index in range(start, stop):
-        if ids[index] in vocabulary.special_ids:
-            return ids[start:index]
-    return ids[start : max(start, stop)]
+
+    def behind(token: int) -> Canonical:
+        """No cut is safe up to the beginning of this token."""
+        return Canonical([], given if token >= stop else max(0, ends_at[token] + 1 - len(before)))
+
+    start = bisect_left(ends_at, len(before))
+    word = _word_start(words, start)
+    left = _word_start(words, word)
+    if left == 0 and cut:
+        return None
+    if ends_at[start] != len(before) or ids[word:start] != tail[len(tail) - (start - word) :]:
+        # The last token taken would have been a longer one, or the last word other tokens.
+        return behind(_word_end(words, _word_end(words, start) + 1))
+    if ids[left:word] != tail[len(tail) - (start - left) : len(tail) - (start - word)]:
+        return behind(_word_end(words, start))
+    special = next((i for i in range(start, stop) if ids[i] in vocabulary.special_ids), stop)
+    return Canonical(ids[start : max(start, special)], given if special == stop else 0)
 
 
 def _word_start(words: Sequence[int], end: int) -> int:
@@ -56,6 +83,14 @@ def _word_start(words: Sequence[int], end: int) -> int:
     while start > 0 and words[start - 1] == words[end - 1]:
         start -= 1
     return start
+
+
+def _word_end(words: Sequence[int], start: int) -> int:
+    """Behind the last token of the word that the token before `start` belongs to."""
+    end = start
+    while 0 < end < len(words) and words[end] == words[end - 1]:
+        end += 1
+    return end
 
 
 def _whole_characters(text: bytes) -> bytes:

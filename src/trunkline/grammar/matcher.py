@@ -89,6 +89,9 @@ class TokenMatcher:
         self._parser = parser
         self._taken = taken
         self._ended = False
+        self._length = 0  # bytes of text that were taken
+        # Where the forced text looked at last ends, and a stretch of it where nothing can be forced (`Canonical`).
+        self._vain = (-1, range(0))
 
     def fill_mask(self, row: MaskRow) -> None:
         known, rest = row[: self._tokens.words], row[self._tokens.words :]
@@ -112,6 +115,7 @@ class TokenMatcher:
         if not self._tokens.is_text(token_id) or not self._parser.accept(token_id):
             return False
         self._taken.append(token_id)
+        self._length += len(self._tokens.vocabulary.piece(token_id))
         return True
 
     def rollback(self, count: int) -> None:
@@ -121,7 +125,9 @@ class TokenMatcher:
             self._ended = False
             count -= 1
         if count:
+            self._length -= sum(map(len, map(self._tokens.vocabulary.piece, self._taken[-count:])))
             del self._taken[-count:]
+            self._vain = (-1, range(0))
             self._parser.rollback(count)
 
     def forced(self) -> list[int]:
@@ -133,13 +139,19 @@ class TokenMatcher:
         if special := _SPECIAL.match(text):
             return [int(special[1])]
         text, cut, _ = text.partition(b"\xff")  # a special token ends the text before it
+        end = self._length + len(text)
+        if end == self._vain[0] and self._length in self._vain[1]:
+            return []
         ends = bool(cut) or self._parser.ends_after(text)
-        tokens = canonical_tokens(self._tokens.vocabulary, self._taken, text, ends=ends)
+        tokens, again = canonical_tokens(self._tokens.vocabulary, self._taken, text, ends=ends)
+        forced = sum(map(len, map(self._tokens.vocabulary.piece, tokens)))
+        if text[0] & 0xC0 != 0x80:  # inside of a character, `ends` is not known
+            self._vain = end, range(self._length + forced, self._length + again)
         return tokens[: self._parser.count_valid(tokens)] if tokens else []
 
     def fork(self) -> TokenMatcher:
         copy = TokenMatcher(self._tokens, self._parser.copy(), self._taken.copy())
-        copy._ended = self._ended
+        copy._ended, copy._length, copy._vain = self._ended, self._length, self._vain
         return copy
 
     @property
