@@ -22,7 +22,7 @@ from trunkline.engine.client import EngineClient
 from trunkline.messages import AddRequest
 from trunkline.types import GrammarKind, GrammarSpec, RequestError, SamplingParams
 
-ROWS, INPUT, OUTPUT = 8, 128, 128
+INPUT = 128
 STREAM_ROWS, STREAM_OUTPUT = 4, 48
 
 # About 60 % of a text of it is dictated; it goes on longer than the outputs.
@@ -80,39 +80,37 @@ async def engine(model_path: str | None, *flags: str) -> AsyncGenerator[EngineCl
         await client.close()
 
 
-async def compare(model_path: str | None, rounds: int) -> dict[str, Number]:
-    """Output tokens a second of 8 requests: free, constrained with every token sampled, with jump-forward."""
+async def compare(model_path: str | None, rounds: int, rows: int, tokens: int) -> dict[str, Number]:
+    """Output tokens a second: free, constrained with every token sampled, with jump-forward."""
     rates: dict[str, list[float]] = {"free": [], "constrained": [], "jump": []}
     async with engine(model_path, "disable_jump_forward") as plain, engine(model_path) as jumping:
         for number in range(rounds + 1):  # the first warms up
-            for name, client in (("free", plain), ("constrained", plain), ("jump", jumping)):
+            for at, (name, client) in enumerate((("free", plain), ("constrained", plain), ("jump", jumping))):
                 grammar = None if name == "free" else FORCED
-                found = await _rate(client, grammar, number)
+                # Prompts that no run before has left in a cache.
+                prompts = _prompts(client, rows, number * len(rates) + at)
+                started = time.perf_counter()
+                runs = [
+                    _gaps(client, ids, tokens if number else 4, grammar, f"{name}-{number}-{row}")
+                    for row, ids in enumerate(prompts)
+                ]
+                await asyncio.gather(*runs)
                 if number:
-                    rates[name].append(found)
+                    rates[name].append(rows * tokens / (time.perf_counter() - started))
         counters = (await jumping.stats()).counters
     ratios = {
         name: [a / b for a, b in zip(rates[name], rates["free"], strict=True)]
         for name in ("constrained", "jump")
     }
     return {
-        "rows": ROWS,
-        "output_tokens": OUTPUT,
+        "rows": rows,
+        "output_tokens": tokens,
         **{f"{name}_tokens_per_s": round(median(values), 1) for name, values in rates.items()},
         **{f"{name}_over_free": round(median(values), 3) for name, values in ratios.items()},
         **{f"{name}_over_free_min": round(min(values), 3) for name, values in ratios.items()},
         **{f"{name}_over_free_max": round(max(values), 3) for name, values in ratios.items()},
         "forced_share": round(counters["forced_tokens"] / counters["generated_tokens"], 3),
     }
-
-
-async def _rate(client: EngineClient, grammar: GrammarSpec | None, seed: int) -> float:
-    started = time.perf_counter()
-    prompts = _prompts(client, ROWS, seed)
-    await asyncio.gather(
-        *(_gaps(client, ids, OUTPUT, grammar, f"{seed}-{at}") for at, ids in enumerate(prompts))
-    )
-    return ROWS * OUTPUT / (time.perf_counter() - started)
 
 
 async def beside_hostile(model_path: str | None, rounds: int) -> dict[str, Number]:

@@ -64,6 +64,8 @@ class Options:
     )
     hostile: bool = flag("bool", "also run an engine: streams alone, and beside hostile grammars")
     rounds: int = flag("int", "rounds of the runs with engines", default=3, low=1, high=100)
+    rows: int = flag("int", "requests at once, with --throughput", default=8, low=1, high=30)
+    tokens: int = flag("int", "output tokens of each, with --throughput", default=128, low=8, high=1024)
     json: bool = flag("bool", "print one line of JSON")
 
 
@@ -86,7 +88,7 @@ def run(words: list[str]) -> int:
     rows = [measure(backend, tokenizer, *one, options.repeat) for one in CONSTRAINTS]
     runs: dict[str, Coroutine[Any, Any, dict[str, Number]]] = {}
     if options.throughput:
-        runs["throughput"] = compare(options.model_path, options.rounds)
+        runs["throughput"] = compare(options.model_path, options.rounds, options.rows, options.tokens)
     if options.hostile:
         runs["hostile"] = beside_hostile(options.model_path, options.rounds)
     found = {name: asyncio.run(run) for name, run in runs.items()}
