@@ -25,7 +25,7 @@ from trunkline.types import GrammarKind, GrammarSpec, RequestError, SamplingPara
 INPUT = 128
 STREAM_ROWS, STREAM_OUTPUT = 4, 48
 
-# About 60 % of a text of it is dictated; it goes on longer than the outputs.
+# A model without a notion of text has about 60 % of its tokens dictated; it goes on longer than the outputs.
 FORCED = GrammarSpec(
     "json_schema",
     json.dumps(
@@ -36,12 +36,12 @@ FORCED = GrammarSpec(
                 "type": "object",
                 "properties": {
                     "temperature_in_degrees": {"type": "integer", "minimum": -40, "maximum": 40},
-                    "description_of_the_weather": {"type": "string", "minLength": 6, "maxLength": 10},
+                    "weather": {"type": "string", "minLength": 40, "maxLength": 80},
                     "direction_of_the_wind": {"enum": ["northern wind", "southern wind"]},
                 },
                 "required": [
                     "temperature_in_degrees",
-                    "description_of_the_weather",
+                    "weather",
                     "direction_of_the_wind",
                 ],
                 "additionalProperties": False,

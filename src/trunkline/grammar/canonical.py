@@ -16,8 +16,8 @@ TAILS = (16, 48)  # accepted tokens that are encoded again in front of the force
 
 
 class Canonical(NamedTuple):
-    """Tokens for a prefix of a forced text; [] where no cut is safe. Until `again` bytes of the text are taken,
-    in whatever tokens, asking again finds no others."""
+    """Tokens for a prefix of a forced text; [] where no cut is safe. Until `again` bytes of the text are
+    taken, in whatever tokens, asking again finds no others."""
 
     token_ids: list[int]
     again: int
@@ -58,21 +58,15 @@ def _look(
         stop = _word_start(words, stop)
         while stop and pieces[stop - 1][-1:].isspace():
             stop = _word_start(words, stop)
-
-    def behind(token: int) -> Canonical:
-        """No cut is safe up to the beginning of this token."""
-        return Canonical([], given if token >= stop else max(0, ends_at[token] + 1 - len(before)))
-
     start = bisect_left(ends_at, len(before))
     word = _word_start(words, start)
-    left = _word_start(words, word)
-    if left == 0 and cut:
+    if cut and _word_start(words, word) == 0:
         return None
-    if ends_at[start] != len(before) or ids[word:start] != tail[len(tail) - (start - word) :]:
-        # The last token taken would have been a longer one, or the last word other tokens.
-        return behind(_word_end(words, _word_end(words, start) + 1))
-    if ids[left:word] != tail[len(tail) - (start - left) : len(tail) - (start - word)]:
-        return behind(_word_end(words, start))
+    inside = ends_at[start] != len(before) or _word_end(words, start) > start
+    if inside and (ends_at[start] != len(before) or ids[word:start] != tail[len(tail) - (start - word) :]):
+        # The last token taken would have been a longer one, or the word until here other tokens.
+        end = _word_end(words, start)
+        return Canonical([], given if end >= stop else ends_at[end] - len(before))
     special = next((i for i in range(start, stop) if ids[i] in vocabulary.special_ids), stop)
     return Canonical(ids[start : max(start, special)], given if special == stop else 0)
 

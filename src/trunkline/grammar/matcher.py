@@ -90,7 +90,7 @@ class TokenMatcher:
         self._taken = taken
         self._ended = False
         self._length = 0  # bytes of text that were taken
-        # Where the forced text looked at last ends, and a stretch of it where nothing is forced (`Canonical`).
+        # Where the forced text seen last ends, and a stretch of it where nothing is forced (see `Canonical`).
         self._vain = (-1, range(0))
 
     def fill_mask(self, row: MaskRow) -> None:
