@@ -23,7 +23,6 @@ from trunkline.messages import AddRequest
 from trunkline.types import GrammarKind, GrammarSpec, RequestError, SamplingParams
 
 INPUT = 128
-STREAM_ROWS, STREAM_OUTPUT = 4, 48
 
 # A model without a notion of text has about 60 % of its tokens dictated; it goes on longer than the outputs.
 FORCED = GrammarSpec(
@@ -113,47 +112,43 @@ async def compare(model_path: str | None, rounds: int, rows: int, tokens: int) -
     }
 
 
-async def beside_hostile(model_path: str | None, rounds: int) -> dict[str, Number]:
+async def beside_hostile(model_path: str | None, rounds: int, rows: int, tokens: int) -> dict[str, Number]:
     """Gaps between the tokens of streams, alone and while one sender sends hostile grammars one after the
     other; and how long that sender waits for its answers."""
     gaps: dict[bool, list[float]] = {False: [], True: []}
-    ratios: list[float] = []
     answers: list[float] = []
     refused = 0
     async with engine(model_path) as client:
         await _ask(client, ("regex", "a"), "first")  # what the first grammar loads is loaded
-        for number in range(rounds + 1):
-            p99: dict[bool, float] = {}
+        for number in range(rounds + 1):  # the first warms up
             for hostile in (False, True):
                 sender = asyncio.create_task(_send(client, f"{number}")) if hostile else None
+                prompts = _prompts(client, rows, 2 * number + hostile)
                 found = await asyncio.gather(
                     *(
-                        _gaps(client, ids, STREAM_OUTPUT, None, f"{number}-{hostile}-{at}")
-                        for at, ids in enumerate(_prompts(client, STREAM_ROWS, 100 + number))
+                        _gaps(client, ids, tokens if number else 4, None, f"{number}-{hostile}-{at}")
+                        for at, ids in enumerate(prompts)
                     )
                 )
-                seen = [gap for one in found for gap in one]
-                p99[hostile] = percentile(seen, 99) or 0.0
                 if sender is not None:
                     sender.cancel()
                     times, errors = await sender
                     answers += times
                     refused += errors
                 if number:
-                    gaps[hostile] += seen
-            if number:
-                ratios.append(p99[True] / p99[False])
+                    gaps[hostile] += [gap for one in found for gap in one]
+    p99 = {hostile: percentile(values, 99) or 0.0 for hostile, values in gaps.items()}
     return {
-        "streams": STREAM_ROWS,
+        "streams": rows,
         "hostile_answers": len(answers),
         "hostile_refused": refused,
-        "hostile_answer_max_s": round(max(answers), 3),
+        "hostile_answer_max_s": round(max(answers), 3) if answers else None,
         **{
             f"step_p{percent}_ms_{'beside_hostile' if hostile else 'alone'}": _ms(values, percent)
             for hostile, values in gaps.items()
-            for percent in (50, 99)
+            for percent in (50, 90, 99)
         },
-        "step_p99_ratio": round(median(ratios), 3),
+        "step_p99_ratio": round(p99[True] / p99[False], 3),
     }
 
 

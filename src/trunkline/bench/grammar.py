@@ -64,8 +64,10 @@ class Options:
     )
     hostile: bool = flag("bool", "also run an engine: streams alone, and beside hostile grammars")
     rounds: int = flag("int", "rounds of the runs with engines", default=3, low=1, high=100)
-    rows: int = flag("int", "requests at once, with --throughput", default=8, low=1, high=30)
-    tokens: int = flag("int", "output tokens of each, with --throughput", default=128, low=8, high=1024)
+    rows: int = flag("int", "requests at once, in the runs with engines", default=8, low=1, high=30)
+    tokens: int = flag(
+        "int", "output tokens of each, in the runs with engines", default=128, low=8, high=1024
+    )
     json: bool = flag("bool", "print one line of JSON")
 
 
@@ -86,11 +88,12 @@ def run(words: list[str]) -> int:
         "trie_s": round(time.perf_counter() - started, 2),
     }
     rows = [measure(backend, tokenizer, *one, options.repeat) for one in CONSTRAINTS]
+    sizes = options.model_path, options.rounds, options.rows, options.tokens
     runs: dict[str, Coroutine[Any, Any, dict[str, Number]]] = {}
     if options.throughput:
-        runs["throughput"] = compare(options.model_path, options.rounds, options.rows, options.tokens)
+        runs["throughput"] = compare(*sizes)
     if options.hostile:
-        runs["hostile"] = beside_hostile(options.model_path, options.rounds)
+        runs["hostile"] = beside_hostile(*sizes)
     found = {name: asyncio.run(run) for name, run in runs.items()}
     if options.json:
         print(json.dumps(result | {"constraints": rows} | found))
