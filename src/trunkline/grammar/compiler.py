@@ -1,7 +1,7 @@
 """Compiles grammars off the caller's thread, with a bound on time and memory, and remembers them.
 
 A hostile grammar costs its sender an error within the time budget (promise P6): what is slow or large runs in
-a sandbox process that is killed, never in a thread of this one.
+a sandbox process whose forks are killed, never in a thread of this one.
 """
 
 from __future__ import annotations
@@ -173,14 +173,14 @@ def backend_compiler(
     eos_ids: Sequence[int],
     *,
     layout: Layout | None = None,
-    seconds: float = 1.5,
+    seconds: float = 1.0,
     memory: int = 1 << 30,
     workers: int = 2,
     max_entries: int = 256,
     max_bytes: int = 256 << 20,
 ) -> GrammarCompiler:
-    """A compiler with the backend `name`. `seconds` and `memory` (bytes) bound each grammar; `workers`: so
-    many are compiled at once. Takes about 1 s for 150,000 tokens."""
+    """A compiler with the backend `name`. `seconds` (CPU time) and `memory` (bytes) bound each grammar;
+    `workers`: so many are compiled at once. Takes about 1 s for 150,000 tokens."""
     layout = layout or Layout()
     backend = make_backend(name, vocabulary, eos_ids, layout)
 

@@ -1,32 +1,36 @@
 """A process that compiles grammars for another one, and may be killed at any time: `python -m` this module.
 
-What a stranger sends is compiled here first, with a bound on memory and time. Only what came through is
-compiled a second time where it is used, at a cost that is known by then. Messages are msgpack over the socket
-at standard input; at its end, and when a compilation runs far beyond its time, the process ends by itself.
+What a stranger sends is compiled here first, each in a fork of its own with a bound on memory and CPU time.
+Only what came through is compiled a second time where it is used, at a cost that is known by then. Messages
+are msgpack over the socket at standard input; at its end the process ends.
 """
 
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import resource
 import signal
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable
+import traceback
 from multiprocessing.connection import Connection
+from typing import TYPE_CHECKING, NoReturn
 
 import msgspec
-import psutil  # type: ignore[import-untyped]
 
 from trunkline.grammar.json_text import Layout
 from trunkline.grammar.protocol import GrammarError, GrammarSpec, Vocabulary
 
+if TYPE_CHECKING:
+    from trunkline.grammar.backend import Backend
+
 START_TIME = 60.0  # seconds for a sandbox to come up; building the token trie takes one
-PATIENCE = 20  # seconds that a grammar may take for each that it may compute
-LOOK = 0.05  # seconds between looks at the clock
+PATIENCE = (
+    20  # seconds that a grammar may take for each that it may compute: at idle priority it may get none
+)
 
 
 class Setup(msgspec.Struct, frozen=True):
@@ -107,25 +111,16 @@ class Sandbox:
             connection = self._start()
             with contextlib.suppress(EOFError, OSError):
                 connection.send_bytes(msgspec.msgpack.encode(spec))
-                data = _receive(connection, self._seconds, self._spent)
+                data = _receive(connection, PATIENCE * self._seconds)
                 break
             self.close()
         if data is None:
             self.close()
-            raise GrammarError(
-                f"the grammar takes more than {self._seconds:g} s of one core or too much memory to compile",
-                code="grammar_too_complex",
-            )
+            data = msgspec.msgpack.encode(_beyond(self._seconds))
         answer = msgspec.msgpack.decode(data, type=Answer)
         if answer.code:
             raise GrammarError(answer.message, code=answer.code, pointer=answer.pointer)
         return answer.text
-
-    def _spent(self) -> float:
-        """CPU seconds of the process: at idle priority it may wait long for them, on a busy machine."""
-        assert self._process is not None
-        times = psutil.Process(self._process.pid).cpu_times()
-        return float(times.user + times.system)
 
     def start(self) -> None:
         """Have it ready before the first grammar comes."""
@@ -133,7 +128,8 @@ class Sandbox:
 
     def close(self) -> None:
         if self._process is not None:
-            self._process.kill()
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)  # with what it forked
             self._process.wait()
         if self._connection is not None:
             self._connection.close()
@@ -145,7 +141,9 @@ class Sandbox:
         self.close()
         ours, theirs = socket.socketpair()
         with theirs:
-            self._process = subprocess.Popen([sys.executable, "-m", __name__], stdin=theirs.fileno())
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", __name__], stdin=theirs.fileno(), process_group=0
+            )
         self._connection = Connection(ours.detach())
         ready = None
         with contextlib.suppress(EOFError, OSError):
@@ -157,15 +155,16 @@ class Sandbox:
         return self._connection
 
 
-def _receive(
-    connection: Connection, seconds: float, clock: Callable[[], float] = time.monotonic
-) -> bytes | None:
-    """What comes within `seconds` of a clock; in any case within PATIENCE times as many of the wall's."""
-    begun, end = clock(), time.monotonic() + PATIENCE * seconds
-    while not connection.poll(LOOK):
-        if clock() - begun > seconds or time.monotonic() > end:
-            return None
-    return connection.recv_bytes()
+def _receive(connection: Connection, seconds: float) -> bytes | None:
+    return connection.recv_bytes() if connection.poll(seconds) else None
+
+
+def _beyond(seconds: float) -> Answer:
+    return Answer(
+        "",
+        f"the grammar takes more than {seconds:g} s of one core or too much memory to compile",
+        "grammar_too_complex",
+    )
 
 
 def main() -> int:
@@ -178,26 +177,40 @@ def main() -> int:
     connection = Connection(socket.socket(fileno=0).detach())
     setup = msgspec.msgpack.decode(connection.recv_bytes(), type=Setup)
     backend = make_backend(setup.backend, PieceTable(setup), setup.eos_ids, Layout(setup.spaces))
+    gc.freeze()  # forks share what is there
+    connection.send_bytes(msgspec.msgpack.encode(Answer()))
+    with contextlib.suppress(EOFError, OSError):  # the other end has gone
+        while True:
+            data = connection.recv_bytes()
+            child = os.fork()
+            if child == 0:
+                _compile(backend, setup, data, connection)
+            if os.waitpid(child, 0)[1]:
+                connection.send_bytes(msgspec.msgpack.encode(_beyond(setup.seconds)))
+    return 0
+
+
+def _compile(backend: Backend, setup: Setup, data: bytes, connection: Connection) -> NoReturn:
+    """Answer and end this process; without an answer and with another status if it is beyond its bounds."""
     limit = _address_space() + setup.memory
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    connection.send_bytes(msgspec.msgpack.encode(Answer()))
-    while True:
-        try:
-            spec = msgspec.msgpack.decode(connection.recv_bytes(), type=GrammarSpec)
-        except EOFError:
-            return 0
-        signal.setitimer(signal.ITIMER_PROF, 2 * setup.seconds)  # an orphan does not go on for ever
-        try:
-            text = backend.write(spec)
-            backend.compile_text(text, spec.kind)
-            answer = Answer(text)
-        except GrammarError as error:
-            answer = Answer("", error.message, error.code, error.pointer)
-        except (MemoryError, RecursionError):
-            answer = Answer("", "the grammar takes too much memory to compile", "grammar_too_complex")
-        signal.setitimer(signal.ITIMER_PROF, 0)
-        connection.send_bytes(msgspec.msgpack.encode(answer))
+    signal.setitimer(signal.ITIMER_PROF, setup.seconds)
+    spec = msgspec.msgpack.decode(data, type=GrammarSpec)
+    try:
+        text = backend.write(spec)
+        backend.compile_text(text, spec.kind)
+        answer = Answer(text)
+    except GrammarError as error:
+        answer = Answer("", error.message, error.code, error.pointer)
+    except (MemoryError, RecursionError):
+        os._exit(1)
+    except BaseException:
+        traceback.print_exc()
+        os._exit(1)
+    signal.setitimer(signal.ITIMER_PROF, 0)
+    connection.send_bytes(msgspec.msgpack.encode(answer))
+    os._exit(0)
 
 
 def _address_space() -> int:

@@ -463,7 +463,7 @@ def test_a_sandbox_that_was_killed_is_no_fault_of_the_grammar(monkeypatch: pytes
     asked = []
 
     def receive(connection: Any, seconds: float, *_: Any) -> bytes:
-        if seconds != 30.0:
+        if seconds == sandbox_module.START_TIME:
             return b"it is up"
         asked.append(sandbox._process)
         raise EOFError
@@ -490,6 +490,22 @@ def test_a_sandbox_that_waits_for_a_processor_is_no_fault_of_the_grammar() -> No
         with pytest.raises(GrammarError, match="compile"):
             sandbox.compile(GrammarSpec("choices", '["b"]'))
     assert not process.is_running()
+
+
+@pytest.mark.parametrize("bounds", [{"seconds": 0.2}, {"memory": 8 << 20}])
+def test_a_grammar_beyond_its_bounds_ends_its_fork_alone(bounds: dict[str, Any]) -> None:
+    given: dict[str, Any] = {"seconds": 20.0, "memory": 1 << 30, **bounds}
+    sandbox = Sandbox("llguidance", tokenizer(), [eos_id()], Layout(), **given)
+    sandbox.start()
+    process = sandbox._process
+    for _ in range(2):
+        with pytest.raises(GrammarError, match="too much memory") as caught:
+            sandbox.compile(GrammarSpec("json_schema", HOSTILE["megabyte"][1]))
+        assert caught.value.code == "grammar_too_complex"
+        assert sandbox.compile(GrammarSpec("choices", '["a"]'))
+    assert sandbox._process is process and process is not None
+    sandbox.close()
+    assert process.poll() is not None
 
 
 def test_objects_beyond_the_bits_of_a_state() -> None:
