@@ -291,6 +291,17 @@ def test_openai_interface(runtime: sgl.Runtime) -> None:
 
     assert choose.run(backend=plain)["x"] == " 5"
 
+    @sgl.function
+    def text(s: Any, **more: Any) -> None:
+        s += sgl.user("Who are you?") + sgl.assistant(
+            sgl.gen_string("x", max_tokens=24, temperature=0, **more)
+        )
+
+    for backend in (over_chat, plain):
+        assert re.fullmatch(r'"[^"]*"?', text.run(backend=backend)["x"])
+    with pytest.raises(RequestError, match="does not support logprob_start_len"):
+        text.run(logprob_start_len=0, backend=plain).sync()
+
     @sgl.function(num_api_spec_tokens=32)
     def one_call(s: Any) -> None:
         s += sgl.user(QUESTION)

@@ -85,7 +85,7 @@ class OpenAI(Backend):
 
     async def generate(self, prompt: Prompt, sampling: Sampling, stream: bool) -> AsyncGenerator[Piece, None]:
         path, body = self._request(prompt, sampling)
-        quote = '"' if "string" in _dtype(sampling) else ""
+        quote = '"' if self._quoted(sampling) else ""
         if stream and sampling.n == 1:
             body |= {"stream": True, "stream_options": {"include_usage": True}}
             meta: dict[str, Any] = {}
@@ -119,6 +119,8 @@ class OpenAI(Backend):
         body: dict[str, Any] = {"model": self.model_name, "max_tokens": sampling.max_new_tokens}
         body |= {name: getattr(sampling, name) for name in _FIELDS}
         for name, value in sampling.asked().items():
+            if name == "logprob_start_len":
+                raise self.unsupported(name)
             if name in _EXTENSIONS:
                 body["min_tokens" if name == "min_new_tokens" else name] = value
         if sampling.stops:
@@ -127,7 +129,7 @@ class OpenAI(Backend):
             schema = {"name": "schema", "schema": sampling.schema, "strict": True}
             body["response_format"] = {"type": "json_schema", "json_schema": schema}
         text = prompt.text
-        if "string" in _dtype(sampling) and not self.is_chat_model:
+        if self._quoted(sampling):
             text, body["stop"] = text + '"', ['"']  # the closing quote ends it; both are put back
         elif sampling.dtype is not None:
             body["regex"] = dtype_regex(sampling.dtype)
@@ -140,6 +142,10 @@ class OpenAI(Backend):
         if sampling.return_logprob:
             body |= {"logprobs": True, "top_logprobs": sampling.top_logprobs_num or 0}
         return "/chat/completions", {**body, "messages": self._messages(prompt)}
+
+    def _quoted(self, sampling: Sampling) -> bool:
+        """Whether the prompt opens a string for the model."""
+        return not self.is_chat_model and sampling.dtype in (str, "str", "string")
 
     def _messages(self, prompt: Prompt) -> list[dict[str, Any]]:
         """Raises RequestError inside a turn: a chat model can't be made to continue one."""
@@ -188,10 +194,6 @@ class OpenAI(Backend):
             with self._counting:
                 self.token_usage.prompt_tokens += usage.get("prompt_tokens", 0)
                 self.token_usage.completion_tokens += usage.get("completion_tokens", 0)
-
-
-def _dtype(sampling: Sampling) -> str:
-    return "string" if sampling.dtype in (str, "str", "string") else ""
 
 
 def _text(choice: Mapping[str, Any], part: str) -> str:
