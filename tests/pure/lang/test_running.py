@@ -20,7 +20,7 @@ import pytest
 import trunkline as sgl
 from tests.pure.lang.fake import FakeBackend
 from trunkline.lang.chat_template import get_chat_template
-from trunkline.lang.executor import ProgramCancelled
+from trunkline.lang.executor import ProgramCancelled, StreamExecutor
 from trunkline.lang.ir import Fill, Gen
 from trunkline.lang.tracer import Argument
 
@@ -231,14 +231,23 @@ def test_rows_that_do_not_fit(fake: FakeBackend) -> None:
 
 
 @pytest.fixture
-def interrupt(fake: FakeBackend) -> Iterator[Callable[[int], None]]:
-    """Sends the signal of Ctrl-C when so many calls run that wait."""
+def interrupt(fake: FakeBackend, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], None]]:
+    """Sends the signal of Ctrl-C when so many calls run that never end, and somebody waits for them."""
     fake.door = lambda text: False
     threads = []
+    waiting, wait = threading.Event(), StreamExecutor.wait
+
+    def noted(self: StreamExecutor, work: Any) -> Any:
+        waiting.set()
+        return wait(self, work)
+
+    monkeypatch.setattr(StreamExecutor, "wait", noted)
 
     def press(calls: int) -> None:
+        waiting.wait(30)
         while fake.running < calls:
             time.sleep(0.001)
+        time.sleep(0.05)  # from the note to the wait itself
         os.kill(os.getpid(), signal.SIGINT)
 
     def start(calls: int) -> None:
