@@ -21,6 +21,7 @@ import trunkline as sgl
 from trunkline.lang.backends.backend import Prompt
 from trunkline.lang.backends.engine import EngineBackend
 from trunkline.lang.backends.runtime import free_port
+from trunkline.lang.executor import ProgramCancelled
 from trunkline.lang.ir import run_sampling
 from trunkline.lang.program import resolve_backend
 from trunkline.types import RequestError
@@ -220,6 +221,27 @@ def test_what_the_server_refuses(backend: Any) -> None:
 
     with pytest.raises(RequestError, match="images: it takes text only"):
         look.run(backend=backend).sync()
+
+
+def test_a_program_that_is_given_up_leaves_nothing_running(backend: Any) -> None:
+    @sgl.function
+    def program(s: Any) -> None:
+        forks = s.fork(3)
+        forks += lambda i: f"branch {i}" + sgl.gen("x", max_tokens=4000, ignore_eos=True)
+        forks.join()
+
+    def count(name: str) -> int:
+        return int(sgl.get_server_info(backend)["internal_states"][0][name])
+
+    state, before = program.run(backend=backend), count("steps")
+    while count("running") < 3:
+        time.sleep(0.001)
+    state.stream_executor.cancel()
+    while count("running"):
+        time.sleep(0.01)
+    assert count("steps") - before < 2000  # of 4,000
+    with pytest.raises(ProgramCancelled):
+        state.sync()
 
 
 def test_long_programs_send_what_is_new(runtime: sgl.Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
