@@ -92,7 +92,8 @@ class GrammarCompiler:
                 future = self._running[spec] = Future()
                 future.set_running_or_notify_cancel()  # shared: one who gives up cancels it for nobody
                 self._queue.put((spec, future))
-                if self._unstarted and len(self._running) > len(self._threads):
+                waiting = sum(not other.done() for other in self._running.values())
+                if self._unstarted and waiting > len(self._threads):
                     self._start(self._unstarted.pop())
             return future
 
@@ -173,7 +174,7 @@ def backend_compiler(
     eos_ids: Sequence[int],
     *,
     layout: Layout | None = None,
-    seconds: float = 1.0,
+    seconds: float = 0.5,
     memory: int = 1 << 30,
     workers: int = 2,
     max_entries: int = 256,

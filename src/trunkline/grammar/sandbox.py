@@ -15,11 +15,13 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 import traceback
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, NoReturn
 
 import msgspec
+import psutil  # type: ignore[import-untyped]
 
 from trunkline.grammar.json_text import Layout
 from trunkline.grammar.protocol import GrammarError, GrammarSpec, Vocabulary
@@ -28,6 +30,9 @@ if TYPE_CHECKING:
     from trunkline.grammar.backend import Backend
 
 START_TIME = 60.0  # seconds for a sandbox to come up; building the token trie takes one
+HASTE = 1.2  # seconds after which a grammar that has computed for more than ENOUGH is given up
+ENOUGH = 0.1  # seconds; what people write takes less
+LOOK = 0.05  # seconds between looks at it from then on
 PATIENCE = (
     20  # seconds that a grammar may take for each that it may compute: at idle priority it may get none
 )
@@ -111,7 +116,7 @@ class Sandbox:
             connection = self._start()
             with contextlib.suppress(EOFError, OSError):
                 connection.send_bytes(msgspec.msgpack.encode(spec))
-                data = _receive(connection, PATIENCE * self._seconds)
+                data = self._receive(connection)
                 break
             self.close()
         if data is None:
@@ -121,6 +126,20 @@ class Sandbox:
         if answer.code:
             raise GrammarError(answer.message, code=answer.code, pointer=answer.pointer)
         return answer.text
+
+    def _receive(self, connection: Connection) -> bytes | None:
+        end, wait = time.monotonic() + PATIENCE * self._seconds, min(HASTE, PATIENCE * self._seconds)
+        while not connection.poll(wait):
+            if time.monotonic() > end:
+                return None
+            assert self._process is not None
+            with contextlib.suppress(psutil.Error):
+                for fork in psutil.Process(self._process.pid).children():
+                    times = fork.cpu_times()
+                    if times.user + times.system > ENOUGH:
+                        fork.kill()
+            wait = LOOK
+        return connection.recv_bytes()
 
     def start(self) -> None:
         """Have it ready before the first grammar comes."""
@@ -162,7 +181,7 @@ def _receive(connection: Connection, seconds: float) -> bytes | None:
 def _beyond(seconds: float) -> Answer:
     return Answer(
         "",
-        f"the grammar takes more than {seconds:g} s of one core or too much memory to compile",
+        f"the grammar takes too long (at most {seconds:g} s of one core) or too much memory to compile",
         "grammar_too_complex",
     )
 

@@ -7,7 +7,9 @@ schemas is not used, which takes some keywords for less than they say. Loading i
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 import xgrammar
@@ -19,6 +21,20 @@ from trunkline.grammar.matcher import CompiledGrammar, TokenTable
 from trunkline.grammar.protocol import GrammarError, GrammarKind, MaskRow, Vocabulary
 
 START = "start"
+CALL_SECONDS = 0.05  # of CPU time for a mask or a token: xgrammar itself has no limit
+
+
+@contextmanager
+def _bounded() -> Iterator[None]:
+    """Raises GrammarError behind a call that took too long. What an ambiguous grammar takes grows from token
+    to token, so its request ends before it holds up others for much longer than this."""
+    begun = time.thread_time()
+    yield
+    if time.thread_time() - begun > CALL_SECONDS:
+        raise GrammarError(
+            "the grammar takes more work here than one token may: it is too ambiguous or too large",
+            code="grammar_too_complex",
+        )
 
 
 class XgrammarBackend(Backend):
@@ -63,11 +79,13 @@ class _Parser:
         self._inner = inner
 
     def fill_mask(self, row: MaskRow) -> None:
-        if not self._inner.fill_next_token_bitmask(row.reshape(1, -1)):
-            row[:] = -1  # every token may come
+        with _bounded():
+            if not self._inner.fill_next_token_bitmask(row.reshape(1, -1)):
+                row[:] = -1  # every token may come
 
     def accept(self, token_id: int) -> bool:
-        return bool(self._inner.accept_token(token_id))
+        with _bounded():
+            return bool(self._inner.accept_token(token_id))
 
     def rollback(self, count: int) -> None:
         self._inner.rollback(count)

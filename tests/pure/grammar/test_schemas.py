@@ -462,13 +462,11 @@ def test_a_sandbox_that_was_killed_is_no_fault_of_the_grammar(monkeypatch: pytes
 
     asked = []
 
-    def receive(connection: Any, seconds: float, *_: Any) -> bytes:
-        if seconds == sandbox_module.START_TIME:
-            return b"it is up"
+    def receive(connection: Any) -> bytes:
         asked.append(sandbox._process)
         raise EOFError
 
-    monkeypatch.setattr(sandbox_module, "_receive", receive)
+    monkeypatch.setattr(sandbox, "_receive", receive)
     with pytest.raises(GrammarError) as caught:  # a grammar that ends each one of them is the fault
         sandbox.compile(GrammarSpec("choices", '["b"]'))
     assert caught.value.code == "grammar_too_complex" and len(set(asked)) == 2 == len(asked)
@@ -492,8 +490,12 @@ def test_a_sandbox_that_waits_for_a_processor_is_no_fault_of_the_grammar() -> No
     assert not process.is_running()
 
 
-@pytest.mark.parametrize("bounds", [{"seconds": 0.2}, {"memory": 8 << 20}])
-def test_a_grammar_beyond_its_bounds_ends_its_fork_alone(bounds: dict[str, Any]) -> None:
+@pytest.mark.parametrize("bounds", [{"seconds": 0.2}, {"memory": 8 << 20}, {"haste": 0.2}])
+def test_a_grammar_beyond_its_bounds_ends_its_fork_alone(
+    bounds: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bounds = dict(bounds)
+    monkeypatch.setattr(sandbox_module, "HASTE", bounds.pop("haste", 60.0))
     given: dict[str, Any] = {"seconds": 20.0, "memory": 1 << 30, **bounds}
     sandbox = Sandbox("llguidance", tokenizer(), [eos_id()], Layout(), **given)
     sandbox.start()

@@ -159,3 +159,18 @@ def test_what_is_too_much_to_write_out_is_refused() -> None:
     with pytest.raises(GrammarError, match="free order") as caught:
         write_grammar(spec_of("json_schema", schema, False), Layout(), EbnfGrammar())
     assert caught.value.code == "unsupported_grammar"
+
+
+@needs_xgrammar
+def test_a_call_that_takes_too_long_ends_the_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    from trunkline.grammar import xgrammar as module
+
+    backend = make_backend("xgrammar", tokenizer(), [eos_id()])
+    matcher = backend.compile(GrammarSpec("ebnf", 'root ::= s\ns ::= s s | [a-z ] | ""')).matcher()
+    assert allowed(matcher)
+    monkeypatch.setattr(module, "CALL_SECONDS", 0.0)
+    token = tokenizer().encode("a", add_special_tokens=False)[0]
+    for call in (lambda: allowed(matcher), lambda: matcher.accept(token)):
+        with pytest.raises(GrammarError) as caught:
+            call()
+        assert caught.value.code == "grammar_too_complex"
