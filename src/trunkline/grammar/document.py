@@ -28,7 +28,7 @@ ASSERTIONS = frozenset(
 ANNOTATIONS = frozenset(
     "title description default example examples deprecated readOnly writeOnly contentEncoding"
     " contentMediaType contentSchema $schema $id id $comment $defs definitions $anchor $vocabulary"
-    " strict discriminator externalDocs xml".split()  # the last three: OpenAPI, where they check nothing either
+    " strict discriminator externalDocs xml".split()  # the last three: OpenAPI's
 )
 _SINGLE = frozenset(
     "items additionalItems contains unevaluatedItems additionalProperties propertyNames unevaluatedProperties"
