@@ -43,7 +43,7 @@ INLINE long panel_bytes(long k, const Format& f) {
                                              : 0);
 }
 
-struct Top;
+struct Choice;
 
 enum class Gate { silu, gelu, gelu_tanh };
 
@@ -60,17 +60,13 @@ struct LinearArgs {
     bool out_bf16;
     bool gated;     // panels alternate between gate and up; out = activation(gate) * up
     Gate gate;      // the activation
-    Top* top;       // not null: nothing is written to `out`, but to `top`: [threads, m]
-    const uint32_t* const* masks;  // of `top`, or null: a bit for each column that row r may choose; null: all
+    // [m], or null. Then nothing is written to `out`: a column is chosen in each row. `most_kept` of each is at most
+    // `most`; `lists` has room for `shortlist_bytes(threads * m, most)`.
+    const Choice* choices;
+    long most;
+    char* lists;
     void* staging;  // room for `linear_staging_bytes`
     int threads;
-};
-
-// The largest result of a row (of those that it may choose), and whether all of them are finite numbers.
-struct Top {
-    float value;
-    int32_t index;  // the first of equals; -1: none seen
-    bool finite;
 };
 
 // Panels of a product with n output columns; a gated one has two of each.
@@ -161,8 +157,31 @@ struct Choice {
     long top_k;
     double top_p, min_p, u;
     int64_t* token;
-    uint8_t* usable;
+    uint8_t* usable;  // 0: not all are finite, or none may be chosen; 2: only exact sums of all weights can tell the token
 };
+
+// A column that may be chosen, with its logit and its weight.
+struct Candidate {
+    float value;
+    int32_t column;
+    float weight;
+};
+
+// What one thread has seen of a row: see shortlist.h.
+struct Shortlist {
+    double weight;  // of all columns, about, relative to `peak`
+    float peak;
+    float bound;  // no column up to it can be among the first
+    int32_t count;
+    bool finite;
+    Candidate* at;
+};
+constexpr long MOST_KEPT = 128;  // candidates of a row that need no logits kept
+INLINE long most_kept(const Choice& how) { return how.sharpness == 0 ? 1 : how.top_k; }
+INLINE long shortlist_room(long most) { return 2 * most + SLAB * PANEL; }
+INLINE long shortlist_bytes(long lists, long most) {
+    return lists * (long(sizeof(Shortlist)) + shortlist_room(most) * long(sizeof(Candidate)));
+}
 
 struct ChooseArgs {
     const Choice* choices;

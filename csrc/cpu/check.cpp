@@ -117,6 +117,32 @@ void check_linear(long m, long n, long k, bool x_bf16, bool w_bf16, bool gated, 
     expect(close(out, wanted, gated ? double(k) : std::sqrt(double(k))), gated ? "gated linear" : "linear", m, n, k);
 }
 
+char* scratch(long bytes) {
+    static std::vector<char> held;
+    held.assign(bytes, 0x7f);
+    return held.data();
+}
+
+// Choices without keeping the product are those among its columns, or, if they can't be told, said to be none.
+void check_top(LinearArgs a, const Numbers& out) {
+    const long m = a.m, n = a.n;
+    std::vector<uint32_t> mask((n + 31) / 32);
+    for (long c = 0; c < n; c += 3) mask[c / 32] |= 1u << c % 32;
+    std::vector<int64_t> tokens(m), wanted(m);
+    std::vector<uint8_t> usable(m), good(m);
+    std::vector<Choice> choices;
+    for (long r = 0; r < m; r++)
+        choices.push_back({reinterpret_cast<const float*>(out.data.get()) + r * n, nullptr, r % 2 ? mask.data() : nullptr,
+                           r % 3 ? 1.4427f : 0.0f, 1 + r % 20, r % 5 == 2 ? 0.7 : 1.0, r % 7 == 3 ? 0.2 : 0.0, 0.5, &wanted[r], &good[r]});
+    in_use().choose({choices.data(), m, n, a.threads, scratch});
+    for (long r = 0; r < m; r++) choices[r].token = &tokens[r], choices[r].usable = &usable[r];
+    a.out = nullptr, a.choices = choices.data(), a.most = 20;
+    std::unique_ptr<char[]> lists(new char[shortlist_bytes(a.threads * m, a.most)]);
+    a.lists = lists.get();
+    in_use().linear(a);
+    for (long r = 0; r < m; r++) expect(usable[r] == 2 || (usable[r] == good[r] && tokens[r] == wanted[r]), "top", r, tokens[r], wanted[r]);
+}
+
 // Whole numbers: close to the product of the weights as they are read back, and `top` its arg-max.
 void check_whole(long m, long n, long k, Format format, bool bf16, int threads) {
     Numbers x(m * k, bf16), weight(n * k, bf16), out(m * n, false, true), rounded(n * k, false, true);
@@ -140,26 +166,7 @@ void check_whole(long m, long n, long k, Format format, bool bf16, int threads) 
             norm += wanted * wanted;
         }
     expect(std::sqrt(error / norm) < 0.03, "whole numbers", m, n, k);  // the activations are rounded too
-    std::vector<Top> top(m * threads);
-    a.out = nullptr, a.top = top.data();
-    in_use().linear(a);
-    for (long r = 0; r < m; r++) {
-        long best = 0;
-        for (long c = 1; c < n; c++)
-            if (out[r * n + c] > out[r * n + best]) best = c;
-        expect(top[r].finite && top[r].index == best, "top", r, top[r].index, best);
-    }
-    std::vector<uint32_t> mask((n + 31) / 32);
-    for (long c = 0; c < n; c += 3) mask[c / 32] |= 1u << c % 32;
-    std::vector<const uint32_t*> masks(m, mask.data());
-    a.masks = masks.data();
-    in_use().linear(a);
-    for (long r = 0; r < m; r++) {
-        long best = 0;
-        for (long c = 3; c < n; c += 3)
-            if (out[r * n + c] > out[r * n + best]) best = c;
-        expect(top[r].finite && top[r].index == best, "masked top", r, top[r].index, best);
-    }
+    check_top(a, out);
 }
 
 void check_rows(long tokens, long heads, long dim, bool bf16, int threads) {
@@ -190,12 +197,6 @@ void check_rows(long tokens, long heads, long dim, bool bf16, int threads) {
     a.out = rotated.data.get();
     in_use().rotate(a);
     expect(close(rotated, turned), "rotate", tokens, heads, dim);
-}
-
-char* scratch(long bytes) {
-    static std::vector<char> held;
-    held.assign(bytes, 0x7f);
-    return held.data();
 }
 
 // What is asked of attention beyond the usual.

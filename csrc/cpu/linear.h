@@ -5,6 +5,7 @@
 #pragma once
 
 #include "quantized.h"
+#include "shortlist.h"
 
 #include <omp.h>
 
@@ -47,37 +48,6 @@ INLINE void finish(const LinearArgs& args, long row, long column, long panel, co
         for (long i = 0; i < columns; i++) store_one(out + i, residual ? values[i] + widen(residual[i]) : values[i]);
 }
 
-// Join the columns from `column` on of a row's sums, `count` of them, with what is best so far. `mask`: null, or bits of
-// the columns that the row may choose; the others must be finite too.
-INLINE void keep_top(Top& top, const float* c, long column, long count, const uint32_t* mask) {
-    const VF hidden = splat(-__builtin_inff());
-    float seen[SLAB * PANEL];
-    VF most = hidden, zeros = {};
-    bool any = mask == nullptr;
-    for (long i = 0; i < count; i += W) {
-        VF v = load_some(c + i, count - i);
-        zeros += v * 0.0f;  // NaN for what is not finite
-        const VI lane = lanes() + int32_t(i);
-        VI may = lane < int32_t(count);
-        if (mask) {
-            const uint32_t bits = mask[(column + i) / 32] >> (column + i) % 32;
-            may &= (VI)((VU)splat_int(int32_t(bits)) >> (VU)lanes() & 1) != 0;
-            any = any || (bits & ((1u << W) - 1)) != 0;
-        }
-        v = may ? v : hidden;
-        store(seen + i, v);
-        most = larger(most, v);
-    }
-    top.finite = top.finite && sum(zeros) == 0;
-    const float best = largest(most);
-    if (!any || (top.index >= 0 && !(best > top.value))) return;
-    for (long i = 0; i < count; i++)
-        if (seen[i] == best) {
-            top.value = best, top.index = int32_t(column + i);
-            return;
-        }
-}
-
 // How rows are cut. Sums of up to AT_HAND rows are at hand while a slab is read. Kinds with tiles let larger blocks
 // pass a slab, as many rows as stay in the second cache: their arithmetic would outrun memory.
 template <class Kind>
@@ -115,7 +85,7 @@ struct Share {
     bool in_place;
     const float* scales;  // of whole numbers, as `sums`
     const int32_t* sums;
-    Top* top;  // [m] of this thread
+    Shortlist* lists;  // [m] of this thread, if columns are chosen
 
     // Sums of rows [row, row + rows) times one slab, while memory [fetch, fetch_end) is fetched if tiles are used.
     void multiply_slab(long row, long rows, const char* w, long width, float* c, const char* fetch, const char* fetch_end) const {
@@ -150,9 +120,9 @@ struct Share {
         const long unit = args.gated ? 2 : 1, column = first / unit * PANEL;
         for (long r = 0; r < rows; r++) {
             const float* of_row = c + r * width * PANEL;
-            if (top) {
+            if (lists) {
                 const long count = args.n - column < width * PANEL ? args.n - column : width * PANEL;
-                keep_top(top[row + r], of_row, column, count, args.masks ? args.masks[row + r] : nullptr);
+                see(lists[row + r], args.choices[row + r], of_row, column, count);
                 continue;
             }
             for (long p = 0; p < width; p += unit)
@@ -212,33 +182,33 @@ static void product(const LinearArgs& args) {
     const long slabs = (num_panels(args.n, args.gated) + SLAB - 1) / SLAB, total = cut.count * slabs;
     const int threads = m * args.n * k < SERIAL_WORK ? 1 : args.threads;
     if (stage_alone) stage_share(0, 1);
-    if (args.top)
-        for (long i = 0; i < args.threads * m; i++) args.top[i] = {0, -1, true};
+    Shortlist* const lists = (Shortlist*)args.lists;  // [threads, m]
 #pragma omp parallel num_threads(threads) if (threads > 1)
     {
         const long team = omp_get_num_threads(), me = omp_get_thread_num();
+        if (args.choices)
+            for (long i = me * m; i < (me + 1) * m; i++)
+                begin_list(lists[i], (Candidate*)(lists + args.threads * m) + i * shortlist_room(args.most));
         if (!in_place && !stage_alone) {
             stage_share(me, team);
 #pragma omp barrier
         }
         const typename Kind::Setup setup(m < 16 ? m : 16);
         const Share<Kind> share{args, in_place ? (const X*)args.x : staged, k, in_place, scales, sums,
-                                args.top ? args.top + me * m : nullptr};
+                                args.choices ? lists + me * m : nullptr};
         for (long u = total * me / team, end = total * (me + 1) / team; u < end;) {
             const long block = u / slabs, from = u % slabs, to = from + end - u < slabs ? from + end - u : slabs;
             share.slabs(cut.begin(block), cut.begin(block + 1) - cut.begin(block), from, to);
             u += to - from;
         }
-    }
-    if (args.top)  // threads took columns in order, so equals keep the first
-        for (long t = 1; t < args.threads; t++)
-            for (long r = 0; r < m; r++) {
-                const Top& other = args.top[t * m + r];
-                Top& best = args.top[r];
-                const bool finite = best.finite && other.finite;
-                if (other.index >= 0 && (best.index < 0 || other.value > best.value)) best = other;
-                best.finite = finite;
+        if (args.choices) {
+#pragma omp barrier
+            for (long r = m * me / team; r < m * (me + 1) / team; r++) {
+                for (long t = 1; t < team; t++) join(lists[r], lists[t * m + r], args.choices[r]);
+                choose_listed(lists[r], args.choices[r]);
             }
+        }
+    }
 }
 
 #if defined(TRUNKLINE_TILES)

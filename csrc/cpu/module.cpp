@@ -177,40 +177,6 @@ void set_masks(const char* operation, const uint32_t** masks, long rows, const s
     }
 }
 
-// The largest column of each row, int64, and whether all of them are finite, uint8. Row `at[i]` only chooses among
-// columns whose bit in `words[i]` is set.
-void call_linear_top(nb::handle x_object, nb::handle panels_object, int bits, long group, long k, long n, std::vector<long> at,
-                     nb::handle words_object, nb::handle index_object, nb::handle finite_object, int threads) {
-    Tensor x("linear_top", "x", x_object), panels("linear_top", "panels", panels_object),
-        index("linear_top", "index", index_object), finite("linear_top", "finite", finite_object);
-    x.floats();
-    EXPECT(x, x.dims == 2 && x.size[1] == k && x.dense(1), "[*, " + number(k) + "], dense along the last dimension");
-    LinearArgs args{};
-    args.format = format_of("linear_top", panels, bits, group);
-    expect_packed(panels, n, k, false, args.format);
-    const std::string rows = "[" + number(x.size[0]) + "]";
-    EXPECT(index, index.type == Type::int64 && index.dims == 1 && index.dense() && index.size[0] == x.size[0], "int64 " + rows);
-    EXPECT(finite, finite.type == Type::uint8 && finite.dims == 1 && finite.dense() && finite.size[0] == x.size[0], "uint8 " + rows);
-    args.x = x.data, args.x_stride = x.stride[0], args.x_bf16 = x.bf16(), args.panels = panels.data;
-    args.m = x.size[0], args.n = n, args.k = k, args.threads = team(threads);
-    const long staging = (linear_staging_bytes(args.m, k, args.format) + 63) / 64 * 64;
-    const long tops = threads * args.m * long(sizeof(Top));
-    char* room = scratch(staging + (tops + 7) / 8 * 8 + args.m * long(sizeof(void*)));
-    args.staging = room, args.top = reinterpret_cast<Top*>(room + staging);
-    if (!at.empty()) {
-        auto** masks = reinterpret_cast<const uint32_t**>(room + staging + (tops + 7) / 8 * 8);
-        for (long i = 0; i < args.m; i++) masks[i] = nullptr;
-        set_masks("linear_top", masks, args.m, at, words_object, n);
-        args.masks = masks;
-    }
-    nb::gil_scoped_release release;
-    in_use().linear(args);
-    for (long i = 0; i < args.m; i++) {
-        reinterpret_cast<int64_t*>(index.data)[i] = args.top[i].index < 0 ? 0 : args.top[i].index;
-        reinterpret_cast<uint8_t*>(finite.data)[i] = args.top[i].finite;
-    }
-}
-
 void call_store_kv(nb::handle pool_object, nb::handle slots_object, nb::handle kv_object, int threads) {
     Tensor pool("store_kv", "pool", pool_object), slots("store_kv", "slots", slots_object),
         kv("store_kv", "kv", kv_object);
@@ -284,27 +250,27 @@ Adjustment adjustment_of(nb::handle object, long columns) {
     return found;
 }
 
-// Masks as those of `linear_top`. `tokens` int64 and `usable` uint8 are written.
-void call_choose(nb::handle logits_object, nb::handle choices, std::vector<long> at, nb::handle words_object,
-                 nb::handle tokens, nb::handle usable, int threads) {
-    Tensor logits("choose", "logits", logits_object);
-    EXPECT(logits, logits.type == Type::float32 && logits.dims == 2 && logits.dense(1), "float32 [*, *], dense but for rows");
-    const long rows = logits.size[0], columns = logits.size[1];
-    if (columns < 1 || columns > MAX_CHOICES) refuse("choose: " + number(columns) + " columns; 1 to " + number(MAX_CHOICES));
+// What the rows of a call ask for: `choices` of kernels/ops.py, or None: the largest. They live until the next call.
+// `tokens` int64 and `usable` uint8 will be written; row `at[i]` only chooses among columns whose bit in `words[i]` is set.
+std::vector<Choice>& read_choices(nb::handle choices, long rows, long columns, const std::vector<long>& at, nb::handle words,
+                                  nb::handle tokens, nb::handle usable) {
     thread_local std::vector<Choice> list;
     thread_local std::vector<Adjustment> changes;
     thread_local std::vector<const uint32_t*> masks;
+    auto* token = const_cast<int64_t*>(column<int64_t>("tokens", tokens, Type::int64, rows));
+    auto* good = const_cast<uint8_t*>(column<uint8_t>("usable", usable, Type::uint8, rows));
+    masks.assign(rows, nullptr);
+    set_masks("choose", masks.data(), rows, at, words, columns);
     list.assign(rows, Choice{});
+    for (long i = 0; i < rows; i++) list[i].mask = masks[i], list[i].token = token + i, list[i].usable = good + i;
+    if (choices.is_none()) return list;
     auto* sharpness = column<float>("sharpness", choices.attr("sharpness"), Type::float32, rows);
     auto* top_k = column<int64_t>("top_k", choices.attr("top_k"), Type::int64, rows);
     auto* top_p = column<double>("top_p", choices.attr("top_p"), Type::float64, rows);
     auto* min_p = column<double>("min_p", choices.attr("min_p"), Type::float64, rows);
     auto* u = column<double>("u", choices.attr("u"), Type::float64, rows);
-    auto* token = const_cast<int64_t*>(column<int64_t>("tokens", tokens, Type::int64, rows));
-    auto* good = const_cast<uint8_t*>(column<uint8_t>("usable", usable, Type::uint8, rows));
     for (long i = 0; i < rows; i++)
-        list[i] = {reinterpret_cast<float*>(logits.data) + i * logits.stride[0], nullptr, nullptr, sharpness[i], long(top_k[i]),
-                   top_p[i], min_p[i], u[i], token + i, good + i};
+        list[i].sharpness = sharpness[i], list[i].top_k = long(top_k[i]), list[i].top_p = top_p[i], list[i].min_p = min_p[i], list[i].u = u[i];
     nb::object adjustments = choices.attr("adjustments");
     changes.clear();
     changes.reserve(nb::len(adjustments));
@@ -314,12 +280,47 @@ void call_choose(nb::handle logits_object, nb::handle choices, std::vector<long>
         changes.push_back(adjustment_of(one, columns));
         list[row].adjustment = &changes.back();
     }
-    masks.assign(rows, nullptr);
-    set_masks("choose", masks.data(), rows, at, words_object, columns);
-    for (long i = 0; i < rows; i++) list[i].mask = masks[i];
+    return list;
+}
+
+void call_choose(nb::handle logits_object, nb::handle choices, std::vector<long> at, nb::handle words, nb::handle tokens,
+                 nb::handle usable, int threads) {
+    Tensor logits("choose", "logits", logits_object);
+    EXPECT(logits, logits.type == Type::float32 && logits.dims == 2 && logits.dense(1), "float32 [*, *], dense but for rows");
+    const long rows = logits.size[0], columns = logits.size[1];
+    if (columns < 1 || columns > MAX_CHOICES) refuse("choose: " + number(columns) + " columns; 1 to " + number(MAX_CHOICES));
+    std::vector<Choice>& list = read_choices(choices, rows, columns, at, words, tokens, usable);
+    for (long i = 0; i < rows; i++) list[i].logits = reinterpret_cast<float*>(logits.data) + i * logits.stride[0];
     ChooseArgs args{list.data(), rows, columns, team(threads), scratch};
     nb::gil_scoped_release release;
     in_use().choose(args);
+}
+
+// `choose` among the columns of a product that is not kept.
+void call_linear_top(nb::handle x_object, nb::handle panels_object, int bits, long group, long k, long n, nb::handle choices,
+                     std::vector<long> at, nb::handle words, nb::handle tokens, nb::handle usable, int threads) {
+    Tensor x("linear_top", "x", x_object), panels("linear_top", "panels", panels_object);
+    x.floats();
+    EXPECT(x, x.dims == 2 && x.size[1] == k && x.dense(1), "[*, " + number(k) + "], dense along the last dimension");
+    LinearArgs args{};
+    args.format = format_of("linear_top", panels, bits, group);
+    expect_packed(panels, n, k, false, args.format);
+    args.x = x.data, args.x_stride = x.stride[0], args.x_bf16 = x.bf16(), args.panels = panels.data;
+    args.m = x.size[0], args.n = n, args.k = k, args.threads = team(threads);
+    const std::vector<Choice>& list = read_choices(choices, args.m, n, at, words, tokens, usable);
+    args.choices = list.data(), args.most = 1;
+    for (const Choice& how : list) {
+        const long kept = most_kept(how);
+        if (kept < 1 || kept > MOST_KEPT || how.adjustment)
+            refuse("linear_top: a row keeps " + number(kept) + " columns (top_k), 1 to " + number(MOST_KEPT) + " are possible, and has " +
+                   (how.adjustment ? "an adjustment, none is" : "no adjustment"));
+        args.most = kept > args.most ? kept : args.most;
+    }
+    const long staging = (linear_staging_bytes(args.m, k, args.format) + LINE - 1) / LINE * LINE;
+    char* room = scratch(staging + shortlist_bytes(args.threads * args.m, args.most));
+    args.staging = room, args.lists = room + staging;
+    nb::gil_scoped_release release;
+    in_use().linear(args);
 }
 
 // Bytes read, or operations done on numbers of `bits` (32, 16, 8) where there is nothing to read.
@@ -361,7 +362,7 @@ NB_MODULE(native, m) {
     m.def("linear", call_linear, nb::arg("x"), nb::arg("panels"), nb::arg("bits"), nb::arg("group"), nb::arg("k"), nb::arg("n"), nb::arg("gate"),
           nb::arg("bias").none(), nb::arg("residual").none(), nb::arg("out"), nb::arg("threads"));
     m.def("linear_top", call_linear_top, nb::arg("x"), nb::arg("panels"), nb::arg("bits"), nb::arg("group"), nb::arg("k"),
-          nb::arg("n"), nb::arg("at"), nb::arg("words").none(), nb::arg("index"), nb::arg("finite"), nb::arg("threads"));
+          nb::arg("n"), nb::arg("choices").none(), nb::arg("at"), nb::arg("words").none(), nb::arg("tokens"), nb::arg("usable"), nb::arg("threads"));
     m.def("probe", call_probe, nb::arg("data").none(), nb::arg("bits"), nb::arg("repeats"), nb::arg("threads"));
     m.def("rms_norm", call_rms_norm);
     m.def("rotate", call_rotate, nb::arg("x"), nb::arg("table"), nb::arg("gain").none(), nb::arg("eps"),

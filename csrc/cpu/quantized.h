@@ -20,15 +20,6 @@ INLINE VI round_to_int(VF v) {
 
 INLINE float magnitude_of(float v) { return v < 0 ? -v : v; }
 
-// W inputs of a row of n, zeros beyond it.
-template <class T>
-INLINE VF load_some(const T* from, long n) {
-    if (n >= W) return load(from);
-    float values[W] = {};
-    for (long i = 0; i < n; i++) values[i] = widen(from[i]);
-    return load(values);
-}
-
 // The largest magnitude among n. NaN if one is not finite.
 template <class T>
 INLINE float largest_magnitude(const T* x, long n) {

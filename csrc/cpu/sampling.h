@@ -6,32 +6,12 @@
 // added up and left out, and a token never depends on the instruction set, on threads, or on who computed it.
 #pragma once
 
-#include "args.h"
-#include "simd.h"
+#include "shortlist.h"
 
 namespace trunkline {
 namespace TRUNKLINE_ISA {
 
 constexpr long GROUP = 64;  // columns that share a largest logit and a sum
-
-// (logit - top) * sharpness is the power of two.
-INLINE VF weights_of(VF logits, float top, float sharpness) {
-    VF z = (logits - splat(top)) * splat(sharpness);
-    z = z < splat(-60.0f) ? splat(-60.0f) : z;
-    const VF magic = splat(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer
-    const VF shifted = z + magic, n = shifted - magic, r = z - n;
-    VF p = splat(1.535336082e-4f);
-    p = p * r + splat(1.339887484e-3f);
-    p = p * r + splat(9.618437366e-3f);
-    p = p * r + splat(5.550332470e-2f);
-    p = p * r + splat(2.402264791e-1f);
-    p = p * r + splat(6.931472029e-1f);
-    p = p * r + splat(1.0f);
-    p = p * (VF)((__builtin_convertvector(n, VI) + (127 + 35)) << 23);
-    const VF whole = splat(8388608.0f);  // 2^23: from here on all float32 are whole
-    return p < whole ? (p + whole) - whole : p;
-}
-constexpr float NO_WEIGHT = -37.0f;  // powers below round to zero
 
 typedef double VD __attribute__((vector_size(W * 4)));
 INLINE VD widen_half(VF v, int half) {
@@ -50,8 +30,8 @@ struct Chooser {
     float* order;      // [groups]: the same, to be put in order
     double* sums;      // [groups]
     int32_t* counts;   // [columns]: zeros between rows
-    int32_t* ids;      // [columns]: columns that may be kept
-    int32_t* ranked;   // the same, in order of rank as far as needed
+    Candidate* listed; // [columns]: those that may be kept, in order of column
+    Candidate* ranked; // the same, in order of rank as far as needed
     float* weights;    // [columns]: of the row, where they were asked for
 
     Chooser(const ChooseArgs& args, char* at) : a(args) { lay_out(at); }
@@ -67,8 +47,8 @@ struct Chooser {
         largest_of = (float*)take(groups * 4);
         order = (float*)take(groups * 4);
         counts = (int32_t*)take(columns * 4);
-        ids = (int32_t*)take(columns * 4);
-        ranked = (int32_t*)take(columns * 4);
+        listed = (Candidate*)take(columns * long(sizeof(Candidate)));
+        ranked = (Candidate*)take(columns * long(sizeof(Candidate)));
         weights = (float*)take(groups * GROUP * 4);
         return at - begin;
     }
@@ -179,10 +159,6 @@ struct Chooser {
         return 0;
     }
 
-    bool ahead(int32_t left, int32_t right) const {
-        return values[left] > values[right] || (values[left] == values[right] && left < right);
-    }
-
     // The n-th largest of `order`.
     float nth_largest(long n) {
         for (long g = 0; g < groups; g++) order[g] = largest_of[g];
@@ -219,39 +195,11 @@ struct Chooser {
             if (!weighed || stale) weigh_group(g, top, sharpness);
             for (long i = g * GROUP; i < (g + 1) * GROUP && i < columns; i++)
                 if (values[i] >= bound && values[i] != -__builtin_inff()) {
-                    ids[count++] = int32_t(i);
+                    listed[count++] = {values[i], int32_t(i), weights[i]};
                     total += weights[i];
                 }
         }
         return count;
-    }
-
-    // How many of `count` candidates the first two filters keep, and which: `ranked` then begins with them. Each kept
-    // one has less than `most` of them and no more than `mass` of their weight ahead of it.
-    long keep(long count, long most, double mass) {
-        for (long i = 0; i < count; i++) ranked[i] = ids[i];
-        long low = 0, high = count;
-        double before = 0;
-        while (low < high) {
-            const int32_t pivot = ranked[(low + high) / 2];
-            ranked[(low + high) / 2] = ranked[high - 1], ranked[high - 1] = pivot;
-            long end = low;
-            double moved = 0;
-            for (long i = low; i + 1 < high; i++) {
-                const int32_t id = ranked[i];
-                if (!ahead(id, pivot)) continue;
-                moved += weights[id];
-                ranked[i] = ranked[end], ranked[end++] = id;
-            }
-            ranked[high - 1] = ranked[end], ranked[end] = pivot;
-            if (end < most && before + moved <= mass) {
-                before += moved + weights[pivot];
-                low = end + 1;
-            } else {
-                high = end;
-            }
-        }
-        return low;
     }
 
     long choose_filtered(const Choice& how, float top) {
@@ -272,22 +220,9 @@ struct Chooser {
             count = collect(enough, top, how.sharpness, by_mass, found);
             if (all || count >= most || found > mass) break;
         }
-        const long kept = keep(count, most, mass);
-        // The last of the kept ones by rank tells who else is kept.
-        int32_t last = kept > 0 ? ranked[0] : 0;
-        for (long i = 1; i < kept; i++)
-            if (ahead(last, ranked[i])) last = ranked[i];
-        double sum = 0;
-        for (long i = 0; i < count; i++)
-            if (!ahead(last, ids[i]) && weights[ids[i]] >= least) sum += weights[ids[i]];
-        const double target = how.u * sum;
-        double before = 0;
-        for (long i = 0; i < count; i++) {
-            if (ahead(last, ids[i]) || !(weights[ids[i]] >= least)) continue;
-            before += weights[ids[i]];
-            if (before > target) return ids[i];
-        }
-        return last;
+        for (long i = 0; i < count; i++) ranked[i] = listed[i];
+        const long kept = keep(ranked, count, most, mass);
+        return kept == 0 ? 0 : pick_up_to(listed, count, last_of(ranked, kept), least, how.u);
     }
 
     void choose(const Choice& how) {

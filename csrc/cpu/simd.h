@@ -51,6 +51,23 @@ INLINE VF load(const int8_t* from) {
     return __builtin_convertvector(__builtin_convertvector(load_as<VB>(from), VI), VF);
 #endif
 }
+INLINE float widen(float value) { return value; }
+INLINE float widen(uint16_t value) {
+    uint32_t bits = uint32_t(value) << 16;
+    float result;
+    __builtin_memcpy(&result, &bits, 4);
+    return result;
+}
+
+// The first W of n numbers, zeros beyond them.
+template <class T>
+INLINE VF load_some(const T* from, long n) {
+    if (n >= W) return load(from);
+    float values[W] = {};
+    for (long i = 0; i < n; i++) values[i] = widen(from[i]);
+    return load(values);
+}
+
 INLINE VF splat(float value) {
 #if defined(__AVX512F__)
     return (VF)_mm512_set1_ps(value);
@@ -59,14 +76,6 @@ INLINE VF splat(float value) {
 #else
     return VF{value, value, value, value};
 #endif
-}
-
-INLINE float widen(float value) { return value; }
-INLINE float widen(uint16_t value) {
-    uint32_t bits = uint32_t(value) << 16;
-    float result;
-    __builtin_memcpy(&result, &bits, 4);
-    return result;
 }
 
 // Round to nearest, ties to even; a NaN stays one.
@@ -110,6 +119,18 @@ INLINE VI lanes() {
     VI v;
     for (int i = 0; i < W; i++) v[i] = i;
     return v;
+}
+// A bit for each lane of a comparison.
+INLINE uint32_t bits_of(VI holds) {
+#if defined(__AVX512DQ__)
+    return _mm512_movepi32_mask((__m512i)holds);
+#elif defined(__AVX2__)
+    return uint32_t(_mm256_movemask_ps((__m256)holds));
+#else
+    uint32_t bits = 0;
+    for (int i = 0; i < W; i++) bits |= uint32_t(holds[i] & 1) << i;
+    return bits;
+#endif
 }
 INLINE VF to_float(VI v) { return __builtin_convertvector(v, VF); }
 

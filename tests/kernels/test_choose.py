@@ -5,10 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
 from trunkline.kernels import ref
-from trunkline.kernels.ops import Adjustment, Choices, Kernels, TokenMasks
+from trunkline.kernels.ops import MOST_KEPT, Adjustment, Choices, Kernels, Quantization, TokenMasks
 from trunkline.kernels.ref.choose import weigh
 
 SIZES = [1, 5, 63, 64, 65, 1000, 2500]
@@ -194,3 +196,91 @@ def test_top_refuses_masks_that_do_not_fit(native_kernels: Kernels) -> None:
     ):
         with pytest.raises(ValueError, match=error):
             native_kernels.top(torch.ones(2, 8), packed, masks)
+
+
+def fast_choices(rng: np.random.Generator, rows: int) -> Choices:
+    """Greedy ones, and a few candidates with every other filter."""
+
+    def some(values: list[float], dtype: torch.dtype) -> Tensor:
+        return torch.from_numpy(rng.choice(values, size=rows)).to(dtype)
+
+    return Choices(
+        sharpness=some([0.0, 0.5, 1.442695, 20.0, 1e-3], torch.float32),
+        top_k=some([1, 2, 20, 50, 127, MOST_KEPT], torch.int64),
+        top_p=some([1e-9, 0.3, 0.8, 0.95, 1.0], torch.float64),
+        min_p=some([0.0, 0.0, 0.05, 0.4, 1.0], torch.float64),
+        u=torch.from_numpy(rng.random(rows)),
+    )
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    seed=st.integers(0, 1 << 30),
+    rows=st.integers(1, 140),
+    outputs=st.integers(1, 3000),
+    scale=st.sampled_from([0.0, 1e-3, 0.1, 1.0]),
+    kind=st.sampled_from(["float32", "bfloat16", "int8"]),
+    masked=st.booleans(),
+    threads=st.integers(1, 4),
+)
+def test_candidates_without_logits_give_the_same_tokens(
+    native_kernels: Kernels,
+    seed: int,
+    rows: int,
+    outputs: int,
+    scale: float,
+    kind: str,
+    masked: bool,
+    threads: int,
+) -> None:
+    """Flat and peaked rows, with many equals (few different weights), any number of rows and threads."""
+    rng = np.random.default_rng(seed)
+    dtype = torch.float32 if kind == "float32" else torch.bfloat16
+    weight = torch.from_numpy(rng.integers(-8, 9, (outputs, 24)) * scale).to(dtype)
+    weight[rng.integers(0, outputs, outputs // 2)] = weight[0].clone()  # equals
+    packed = native_kernels.pack_linear([weight], [], Quantization(8) if kind == "int8" else None)
+    x = torch.from_numpy(rng.normal(size=(rows, 24))).to(dtype)
+    x[rows // 2, 3] = float("nan") if seed % 3 == 0 else 1.0
+    choices = fast_choices(rng, rows)
+    masks = random_masks(rng, rows, outputs) if masked else None
+    torch.set_num_threads(threads)
+    tokens, usable = native_kernels.top(x, packed, masks, choices)
+    torch.set_num_threads(1)
+    logits = native_kernels.linear(x, packed, wide=True)
+    expected, good = native_kernels.choose(logits, choices, masks)
+    assert torch.equal(usable, good) and torch.equal(tokens, expected)
+
+
+def test_what_sums_of_weights_cannot_tell_is_found_from_all_logits(native_kernels: Kernels) -> None:
+    """Two equal weights and `top_p` of exactly half: the second is kept, since no more than that is ahead."""
+    packed = native_kernels.pack_linear([torch.tensor([[1.0], [0.0], [1.0]] * 40)], [])
+    x, count = torch.full((50, 1), 80.0), 50
+    for top_p, kept in ((0.5, 41), (0.5 - 1e-9, 40), (0.5 - 1e-12, 40), (0.25, 21)):
+        choices = Choices(
+            torch.ones(count),
+            torch.full((count,), 100),
+            torch.full((count,), top_p, dtype=torch.float64),
+            torch.zeros(count, dtype=torch.float64),
+            torch.linspace(0, 0.999, count, dtype=torch.float64),
+        )
+        for masks in (None, TokenMasks([3, 49], np.full((2, 4), -1, np.int32))):
+            tokens, usable = native_kernels.top(x, packed, masks, choices)
+            expected, good = native_kernels.choose(
+                native_kernels.linear(x, packed, wide=True), choices, masks
+            )
+            assert torch.equal(tokens, expected) and torch.equal(usable, good)
+        assert int(tokens.max()) == [i for i in range(120) if i % 3 != 1][kept - 1]
+
+
+@pytest.mark.parametrize("top_k", [0, MOST_KEPT + 1])
+def test_top_refuses_rows_that_need_all_logits(native_kernels: Kernels, top_k: int) -> None:
+    packed = native_kernels.pack_linear([torch.ones(40, 8)], [])
+    with pytest.raises(ValueError, match=rf"keeps {top_k} columns.*1 to {MOST_KEPT} are possible"):
+        native_kernels.top(torch.ones(2, 8), packed, None, choices_of(top_k=torch.full((2,), top_k)))
+    with pytest.raises(ValueError, match="an adjustment, none is"):
+        native_kernels.top(
+            torch.ones(2, 8),
+            packed,
+            None,
+            choices_of(top_k=torch.full((2,), 1), adjustments=[adjustment(row=1)]),
+        )

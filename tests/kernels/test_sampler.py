@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import msgspec
 import numpy as np
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from trunkline.kernels.ops import Kernels, TokenMasks
 from trunkline.layers.logprobs import logprobs_of
-from trunkline.layers.sampler import row_sampling, sample, uniform
+from trunkline.layers.sampler import RowSampling, choices_of, row_sampling, uniform
 from trunkline.types import LogprobParams, SamplingParams
 
 VOCAB = 2500
@@ -34,6 +34,17 @@ VARIETY = [
 
 def logits_of(rows: int, seed: int = 0) -> Tensor:
     return torch.randn(rows, VOCAB, generator=torch.Generator().manual_seed(seed)) * 4
+
+
+def sample(
+    kernels: Kernels,
+    logits: Tensor,
+    rows: Sequence[RowSampling],
+    positions: Sequence[int],
+    history: Callable[[int], Tensor],
+    masks: TokenMasks | None = None,
+) -> tuple[Tensor, Tensor]:
+    return kernels.choose(logits, choices_of(rows, positions, history), masks)
 
 
 def draw(

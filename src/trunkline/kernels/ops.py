@@ -84,6 +84,7 @@ class Adjustment:
 
 
 WEIGHT_BITS = 35
+MOST_KEPT = 128  # candidates of a row that `Kernels.top` finds without all logits
 
 
 @dataclass(frozen=True)
@@ -105,6 +106,10 @@ class Choices:
     min_p: Tensor  # float64
     u: Tensor  # float64, in [0, 1)
     adjustments: Sequence[Adjustment] = ()
+
+    def rows(self, at: Tensor) -> Choices:
+        """Those of some rows, which have no adjustments."""
+        return Choices(self.sharpness[at], self.top_k[at], self.top_p[at], self.min_p[at], self.u[at])
 
     @property
     def filters(self) -> Tensor:
@@ -200,10 +205,16 @@ class Kernels(Protocol):
         """[T, in] -> [T, out]: activation(x @ gate.T) * (x @ up.T), with the biases of both."""
         ...
 
-    def top(self, x: Tensor, packed: PackedLinear, masks: TokenMasks | None = None) -> tuple[Tensor, Tensor]:
-        """Of `linear(x, packed, wide=True)`, which is not kept: the column of each row's largest number, of
-        those that it may choose and of equals the first [T] int64 (any where there are NaN), and whether all
-        numbers of the row are finite [T] bool. No bias."""
+    def top(
+        self,
+        x: Tensor,
+        packed: PackedLinear,
+        masks: TokenMasks | None = None,
+        choices: Choices | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """`choose(linear(x, packed, wide=True), choices, masks)`, where the product is not kept: each row
+        wants the largest (all do without choices) or has a `top_k` of 1 to `MOST_KEPT`; nothing
+        is adjusted. No bias."""
         ...
 
     def choose(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from trunkline.kernels.ops import Kernels, Quantization, TokenMasks
+from trunkline.kernels.ops import Choices, Kernels, Quantization, TokenMasks
 from trunkline.layers.linear import Linear
 
 
@@ -19,10 +19,12 @@ class OutputHead:
         """[n, hidden] -> [n, vocabulary] float32."""
         return self.linear(x, wide=True, out=out)
 
-    def top(self, x: Tensor, masks: TokenMasks | None = None) -> tuple[Tensor, Tensor]:
-        """[n, hidden] -> the likeliest token that a row may choose [n] int64, and whether the row's logits
-        are all finite [n] bool: the logits are not kept."""
-        return self._top(x, self.linear.packed, masks)
+    def top(
+        self, x: Tensor, masks: TokenMasks | None = None, choices: Choices | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """[n, hidden] -> a token for each row [n] int64, and whether it is usable [n] bool; logits are not
+        kept. See `Kernels.top`."""
+        return self._top(x, self.linear.packed, masks, choices)
 
 
 class Embedding:

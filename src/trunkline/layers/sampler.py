@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from trunkline.kernels.ops import Adjustment, Choices, Kernels, TokenMasks
+from trunkline.kernels.ops import MOST_KEPT, Adjustment, Choices
 from trunkline.types import LogprobParams, SamplingParams
 
 GREEDY_BELOW = 1e-6  # temperatures under it mean "the most likely token"
@@ -52,8 +52,9 @@ class RowSampling:
 
     @property
     def needs_logits(self) -> bool:
-        """Whether more is asked than which logit is the largest, of all or of those that a mask allows."""
-        return not self.greedy or self.adjusts or self.logprobs is not None
+        """Whether more is asked than which of the largest logits to take, of all or of a mask's."""
+        few = self.greedy or 0 < self.params.top_k <= MOST_KEPT
+        return not few or self.adjusts or self.logprobs is not None
 
 
 def row_sampling(
@@ -79,23 +80,16 @@ def row_sampling(
     )
 
 
-def sample(
-    kernels: Kernels,
-    logits: Tensor,
-    rows: Sequence[RowSampling],
-    positions: Sequence[int],
-    history: Callable[[int], Tensor],
-    masks: TokenMasks | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Choose a token for each row of float32 `logits` [n, vocabulary], which is left unchanged.
+def choices_of(
+    rows: Sequence[RowSampling], positions: Sequence[int], history: Callable[[int], Tensor]
+) -> Choices:
+    """How each row chooses its token.
 
     `positions[i]` is where row i's new token goes; `history(i)` gives the tokens [positions[i]] before it.
     A mask has the last word: it knows of `min_new_tokens`, so no stop tokens are banned in its row.
-    Returns tokens [n] int64 and whether each is usable [n] bool: not where the logits have a NaN or an
-    infinity, or where every token is banned. The other rows are not affected.
     """
     params = [row.params for row in rows]
-    choices = Choices(
+    return Choices(
         sharpness=torch.tensor(
             [0.0 if row.greedy else _LOG2E / row.params.temperature for row in rows], dtype=torch.float32
         ),
@@ -105,7 +99,6 @@ def sample(
         u=uniform(torch.tensor([row.seed for row in rows]), torch.tensor(positions)),
         adjustments=[_adjustment(i, row, history(i)) for i, row in enumerate(rows) if row.adjusts],
     )
-    return kernels.choose(logits, choices, masks)
 
 
 def _adjustment(index: int, row: RowSampling, history: Tensor) -> Adjustment:

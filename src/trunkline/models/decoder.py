@@ -15,7 +15,7 @@ from torch import Tensor
 
 from trunkline.attention.backend import AttentionBackend
 from trunkline.config.model_spec import ModelSpec
-from trunkline.kernels.ops import Kernels, LayerStack, LayerWeights, Quantization, TokenMasks
+from trunkline.kernels.ops import Choices, Kernels, LayerStack, LayerWeights, Quantization, TokenMasks
 from trunkline.layers.embedding import Embedding, OutputHead
 from trunkline.layers.linear import GatedLinear, Linear
 from trunkline.layers.norm import RMSNorm
@@ -143,10 +143,12 @@ class DecoderModel:
         """[n, hidden] -> [n, vocabulary] float32, in `out` if there is one."""
         return self.head(self.norm(hidden), out)
 
-    def top(self, hidden: Tensor, masks: TokenMasks | None = None) -> tuple[Tensor, Tensor]:
-        """[n, hidden] -> the likeliest token of those allowed [n] int64, and whether its row's logits are
-        finite [n] bool."""
-        return self.head.top(self.norm(hidden), masks)
+    def top(
+        self, hidden: Tensor, masks: TokenMasks | None = None, choices: Choices | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """[n, hidden] -> a token for each row [n] int64, the likeliest without choices, and whether it is
+        usable [n] bool."""
+        return self.head.top(self.norm(hidden), masks, choices)
 
     @property
     def nbytes(self) -> int:

@@ -16,7 +16,7 @@ from trunkline.config.schema import EngineConfig, ModelConfig
 from trunkline.kernels import describe, load_kernels
 from trunkline.kernels.ops import PagedShape, Quantization, TokenMasks
 from trunkline.layers.logprobs import Logprobs, logprobs_of
-from trunkline.layers.sampler import sample
+from trunkline.layers.sampler import choices_of
 from trunkline.models.registry import load_model
 from trunkline.scheduler.plan import Masks, RowOutput, RowStep, StepOutput, StepPlan
 from trunkline.types import TokenLogprobs
@@ -32,8 +32,9 @@ NON_FINITE = "the model's output is not a finite number for this request, or eve
 @dataclass(frozen=True)
 class Step:
     """A launched forward pass. `logits` [S, vocabulary] float32 of the sampling rows, in plan order, until
-    the next step; where all of them only want the likeliest token, `top` has that [S] int64 and whether
-    logits are finite [S], or `last` the hidden states [S, hidden] it is found from, once masks are there."""
+    the next step. Where no row needs all of them, `last` are the hidden states [S, hidden] that tokens are
+    found from, once masks are there; where only the likeliest are wanted and no masks come, `top` has those
+    [S] int64 and whether logits are finite [S]."""
 
     plan: StepPlan
     batch: ForwardBatch | None = None  # None: the plan had no rows
@@ -172,10 +173,10 @@ class ModelWorker:
             last = hidden.index_select(0, batch.logits_idx)
             if any(row.needs_logits for row in sampling):
                 logits = self.model.logits(last, self._logits_of(len(last)))
-            elif any(row.guided for row in sampling):
-                waiting = last
-            else:
+            elif all(row.greedy and not row.guided for row in sampling):
                 top = self.model.top(last)
+            else:
+                waiting = last
         keep = any(
             self.rows.prompt_logprobs_from[step.row] is not None or self.rows.pools[step.row] is not None
             for step in plan.rows
@@ -202,18 +203,16 @@ class ModelWorker:
             bound = None if masks is None else TokenMasks(masks.at, masks.words)
             if step.top is not None:
                 tokens, usable = step.top
-            elif step.last is not None:
-                tokens, usable = self.model.top(step.last, bound)
-            elif step.logits is not None:
-                params = [self.rows.live_sampling(entry.row) for entry in sampling]
-                tokens, usable = sample(
-                    self.kernels,
-                    step.logits,
-                    params,
+            else:
+                choices = choices_of(
+                    [self.rows.live_sampling(entry.row) for entry in sampling],
                     positions.tolist(),
                     lambda i: self.rows.tokens[row_ids[i], : positions[i]],
-                    bound,
                 )
+                if step.last is not None:
+                    tokens, usable = self.model.top(step.last, bound, choices)
+                elif step.logits is not None:
+                    tokens, usable = self.kernels.choose(step.logits, choices, bound)
             self.rows.put_tokens(row_ids, positions, tokens)
         results, index = [], 0
         for number, entry in enumerate(steps):

@@ -32,10 +32,11 @@ def linear_top(
     group: int,
     k: int,
     n: int,
+    choices: Any,
     at: Sequence[int],
     words: Tensor | None,
-    index: Tensor,
-    finite: Tensor,
+    tokens: Tensor,
+    usable: Tensor,
     threads: int,
 ) -> None: ...
 def choose(

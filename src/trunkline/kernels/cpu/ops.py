@@ -125,21 +125,40 @@ def linear(
 gated_linear = linear  # the packed weight says what its gate is
 
 
-def top(x: Tensor, packed: PackedLinear, masks: TokenMasks | None = None) -> tuple[Tensor, Tensor]:
-    index = torch.empty(x.shape[0], dtype=torch.int64)
-    finite = torch.empty(x.shape[0], dtype=torch.uint8)
+def top(
+    x: Tensor, packed: PackedLinear, masks: TokenMasks | None = None, choices: Choices | None = None
+) -> tuple[Tensor, Tensor]:
+    tokens = torch.empty(x.shape[0], dtype=torch.int64)
+    usable = torch.empty(x.shape[0], dtype=torch.uint8)
+    at, words = _mask_words(masks)
     native.linear_top(
         x,
         packed.data,
         *_format(packed.quantization),
         packed.in_features,
         packed.out_features,
-        *_mask_words(masks),
-        index,
-        finite,
+        choices,
+        at,
+        words,
+        tokens,
+        usable,
         torch.get_num_threads(),
     )
-    return index, finite.bool()
+    unsure = (usable == 2).nonzero()[:, 0]
+    if choices is not None and len(unsure):  # about one row in ten thousand with top-p
+        logits = linear(x[unsure], packed, wide=True)
+        tokens[unsure], good = choose(logits, choices.rows(unsure), _masks_of(masks, unsure))
+        usable[unsure] = good.byte()
+    return tokens, usable.bool()
+
+
+def _masks_of(masks: TokenMasks | None, rows: Tensor) -> TokenMasks | None:
+    """The masks of some of the rows, which are numbered anew."""
+    if masks is None:
+        return None
+    place = {row: i for i, row in enumerate(rows.tolist())}
+    kept = [i for i, row in enumerate(masks.at) if row in place]
+    return TokenMasks([place[masks.at[i]] for i in kept], masks.words[kept]) if kept else None
 
 
 def choose(logits: Tensor, choices: Choices, masks: TokenMasks | None = None) -> tuple[Tensor, Tensor]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from trunkline.kernels.ref.choose import choose
+from trunkline.kernels.ref.choose import choose, top
 from trunkline.kernels.ref.dense import (
     embedding,
     embedding_table,
@@ -15,7 +15,6 @@ from trunkline.kernels.ref.dense import (
     rope,
     store_kv,
     supports_linear,
-    top,
 )
 from trunkline.kernels.ref.paged_attention import attention, plan_attention
 from trunkline.kernels.ref.quantized import dequantize

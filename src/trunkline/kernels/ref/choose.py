@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from trunkline.kernels.ops import WEIGHT_BITS, Adjustment, Choices, TokenMasks
-from trunkline.kernels.ref.dense import masked
+from trunkline.kernels.ops import WEIGHT_BITS, Adjustment, Choices, PackedLinear, TokenMasks
+from trunkline.kernels.ref.dense import linear, masked
 
 # 2^r for |r| <= 1/2, from the highest power down; the relative error is below 2e-9 before rounding.
 _POWERS = (
@@ -45,6 +45,15 @@ def choose(logits: Tensor, choices: Choices, masks: TokenMasks | None = None) ->
                 _filter(value, weight, choices, row)
         tokens[at] = _pick(weights, choices.u[rows].to(logits.device))
     return tokens, usable
+
+
+def top(
+    x: Tensor, packed: PackedLinear, masks: TokenMasks | None = None, choices: Choices | None = None
+) -> tuple[Tensor, Tensor]:
+    if choices is None:
+        zeros = torch.zeros(len(x), dtype=torch.float64)
+        choices = Choices(zeros.float(), zeros.long(), zeros + 1, zeros, zeros)
+    return choose(linear(x, packed, wide=True), choices, masks)
 
 
 def weigh(values: Tensor, top: Tensor, sharpness: Tensor) -> Tensor:

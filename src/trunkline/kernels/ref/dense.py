@@ -106,14 +106,6 @@ def _quantized(x: Tensor, packed: PackedLinear, residual: Tensor | None, wide: b
     return out if wide else out.to(x.dtype)
 
 
-def top(x: Tensor, packed: PackedLinear, masks: TokenMasks | None = None) -> tuple[Tensor, Tensor]:
-    logits = linear(x, packed, wide=True)
-    finite = logits.isfinite().all(-1)
-    if masks is not None:
-        logits[list(masks.at)] = masked(logits, masks)
-    return logits.argmax(-1), finite
-
-
 def masked(logits: Tensor, masks: TokenMasks) -> Tensor:
     """The rows `at`, copied, with -inf in place of what is not allowed. (Adding 0 or -inf, made from the bits
     by integer arithmetic, takes a tenth of the time of torch's masked fill.)"""
