@@ -118,10 +118,13 @@ async def test_loads(http: httpx.AsyncClient) -> None:
     assert load["memory"]["token_capacity"] == 4096 and load["queues"]["waiting"] == 0
     only = (await http.get("/v1/loads?include=queues")).json()["loads"][0]
     assert set(only) == {"dp_rank", "queues"}
+    absent = {"speculative": None, "lora": None, "disaggregation": None}  # as of a server without them
+    asked = (await http.get("/v1/loads?include=queues,disagg,spec,lora")).json()["loads"][0]
+    assert asked == only | absent and absent.items() <= load.items()
     text = (await http.get("/v1/loads?format=prometheus")).text
     assert 'trunkline:token_usage{model_name="tiny"} 0.25' in text and "http_requests" not in text
     for query, code in (
-        ("include=lora", "unsupported_field"),
+        ("include=core,loras", "invalid_value"),
         ("format=xml", "invalid_value"),
         ("dp_rank=1", "out_of_range"),
     ):

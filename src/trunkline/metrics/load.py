@@ -88,6 +88,8 @@ class Throughput:
 
 
 SECTIONS = ("core", "memory", "queues")
+# Sections of the reference for what no server here does -> their names in an answer, where they are null.
+NOT_HERE: Mapping[str, str] = {"spec": "speculative", "lora": "lora", "disagg": "disaggregation"}
 
 
 def load_of(stats: Stats, ready: Ready, throughput: float, include: tuple[str, ...]) -> dict[str, Any]:
@@ -119,4 +121,4 @@ def load_of(stats: Stats, ready: Ready, throughput: float, include: tuple[str, .
     if "queues" in include:
         compiling = int(stats.gauges["compiling"])
         load["queues"] = {"waiting": waiting - compiling, "grammar": compiling, "paused": 0, "retracted": 0}
-    return load
+    return load | {name: None for word, name in NOT_HERE.items() if word in include}

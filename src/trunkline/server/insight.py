@@ -11,7 +11,7 @@ from starlette.responses import Response
 from trunkline import __version__
 from trunkline.engine.effective import effective_parameters
 from trunkline.engine.fields import Number, OneOf, Rule, Text
-from trunkline.metrics.load import SECTIONS, load_of
+from trunkline.metrics.load import NOT_HERE, SECTIONS, load_of
 from trunkline.metrics.prometheus import CONTENT_TYPE
 from trunkline.server.endpoint import Access, Endpoint, Parts
 from trunkline.server.http import json_response, read_query
@@ -22,7 +22,6 @@ LOAD_QUERY: Mapping[str, Rule] = {
     "include": Text(),
     "format": OneOf(("json", "prometheus")),
 }
-NOT_HERE = ("spec", "lora", "disagg")  # sections of the reference for what no server here does
 
 
 def endpoints(parts: Parts) -> list[Endpoint]:
@@ -69,14 +68,14 @@ class _Insight:
 
 
 def _sections(words: str) -> tuple[str, ...]:
-    """Raises RequestError for a section that is not built."""
+    """Raises RequestError for a word that is no section."""
+    known = (*SECTIONS, *NOT_HERE)
     asked = [word.strip() for word in words.split(",") if word.strip()]
     for word in asked:
-        if word not in (*SECTIONS, "all"):
-            why = "nothing here has one" if word in NOT_HERE else "check its spelling"
+        if word not in (*known, "all"):
             raise RequestError(
-                f"include: there is no section {word[:100]!r} ({why}); there are {', '.join(SECTIONS)}, all",
-                code="unsupported_field" if word in NOT_HERE else "invalid_value",
+                f"include: there is no section {word[:100]!r}; there are {', '.join(known)}, all",
+                code="invalid_value",
                 param="include",
             )
-    return SECTIONS if "all" in asked or not asked else tuple(asked)
+    return known if "all" in asked or not asked else tuple(asked)
