@@ -235,6 +235,7 @@ def interrupt(fake: FakeBackend, monkeypatch: pytest.MonkeyPatch) -> Iterator[Ca
     """Sends the signal of Ctrl-C when so many calls run that never end, and somebody waits for them."""
     fake.door = lambda text: False
     threads = []
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # jobs in the background ignore it
     waiting, wait = threading.Event(), StreamExecutor.wait
 
     def noted(self: StreamExecutor, work: Any) -> Any:
@@ -257,6 +258,7 @@ def interrupt(fake: FakeBackend, monkeypatch: pytest.MonkeyPatch) -> Iterator[Ca
     yield start
     for thread in threads:
         thread.join()
+    signal.signal(signal.SIGINT, before)
 
 
 def test_an_interrupted_batch_gives_up_the_rest(fake: FakeBackend, interrupt: Callable[[int], None]) -> None:
