@@ -399,8 +399,8 @@ async def test_an_input_file_that_vanishes_ends_its_batch(
     client.delay = 0.05
     key = await start(
         api,
-        [line(f"id-{i}", HI) for i in range(100)],
-        window="1s" if status == "expired" else "24h",
+        [line(f"id-{i}", HI) for i in range(300)],
+        window="2s" if status == "expired" else "24h",  # in whole seconds: it may be one less
     )
     batch = await until(api, key, lambda batch: batch["request_counts"]["completed"] >= 3)
     (Path(stored.server.file_storage_path) / batch["input_file_id"]).unlink()
