@@ -201,22 +201,6 @@ static void pack_values(const T* const* rows, long line, long dim, char* slabs) 
     }
 }
 
-// 2^x for x <= 0: relative error below 2e-7, exactly 1 for 0, zero below -126.5; NaN stays NaN. The polynomial is
-// the one of degree 5 with the least relative error on [-1/2, 1/2] and the value 1 at 0.
-INLINE VF power_of_two(VF x) {
-    VF low = splat(-127.0f), magic = splat(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer
-    VF c = low > x ? low : x;
-    VF shifted = c + magic;
-    VF r = c - (shifted - magic);
-    VF p = splat(1.326472731e-3f);
-    p = fma(p, r, splat(9.671512991e-3f));
-    p = fma(p, r, splat(5.550733581e-2f));
-    p = fma(p, r, splat(2.402224243e-1f));
-    p = fma(p, r, splat(6.931470037e-1f));
-    p = fma(p, r, splat(1.0f));
-    return p * (VF)(((VU)shifted << 23) + 0x3f800000u);
-}
-
 // Weights are rounded to what they are multiplied as; returns what they became.
 INLINE VF put_weights(float* to, VF weights) {
     store(to, weights);

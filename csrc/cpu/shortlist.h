@@ -110,21 +110,6 @@ INLINE void raise_peak(Shortlist& list, float peak, float sharpness) {
     list.peak = peak;
 }
 
-// 2^((logit - top) * sharpness), at least 2^-64.
-INLINE VF power_of(VF logits, float top, float sharpness) {
-    VF z = (logits - splat(top)) * splat(sharpness);
-    z = larger(z, splat(-64.0f));
-    const VF magic = splat(12582912.0f), shifted = z + magic, r = z - (shifted - magic);
-    VF p = splat(1.535336082e-4f);
-    p = fma(p, r, splat(1.339887484e-3f));
-    p = fma(p, r, splat(9.618437366e-3f));
-    p = fma(p, r, splat(5.550332470e-2f));
-    p = fma(p, r, splat(2.402264791e-1f));
-    p = fma(p, r, splat(6.931472029e-1f));
-    p = fma(p, r, splat(1.0f));
-    return (VF)((VU)p + ((VU)shifted << 23));
-}
-
 // The columns from `column` on of a row's results, `count` of them: at most a slab.
 INLINE void see(Shortlist& list, const Choice& how, const float* c, long column, long count) {
     const VF hidden = splat(-__builtin_inff());
@@ -150,7 +135,7 @@ INLINE void see(Shortlist& list, const Choice& how, const float* c, long column,
         raise_peak(list, best, how.sharpness);
         VF total = {};
 #pragma GCC unroll 4
-        for (long i = 0; i < PARTS; i++) total += power_of(seen[i], list.peak, how.sharpness);
+        for (long i = 0; i < PARTS; i++) total += power_of_two((seen[i] - splat(list.peak)) * splat(how.sharpness));
         list.weight += sum(total);
     }
     if (!(best > list.bound)) return;

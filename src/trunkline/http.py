@@ -135,7 +135,12 @@ class HttpClient:
         if self._finalizer is None:
             self._finalizer = weakref.finalize(self, _close_later, self._idle, asyncio.get_running_loop())
         async with asyncio.timeout(CONNECT_TIME):
-            return await asyncio.open_connection(self._host, self._port, ssl=self._tls, limit=LINE_LIMIT)
+            reader, writer = await asyncio.open_connection(
+                self._host, self._port, ssl=self._tls, limit=LINE_LIMIT
+            )
+        # The loop knows a reader only weakly: a call that nobody waits for would be collected on its way.
+        writer.transport.get_protocol().reader = reader  # type: ignore[attr-defined]
+        return reader, writer
 
 
 def _close_later(idle: list[Connection], loop: asyncio.AbstractEventLoop) -> None:

@@ -103,6 +103,27 @@ def test_what_is_not_finite_spoils_only_those_that_see_it(native_kernels: Kernel
         assert [not bool(out.isfinite().all()) for out in found] == spoiled
 
 
+def test_keys_of_a_stem_come_from_one_request_s_pages(native_kernels: Kernels) -> None:
+    """A plan keeps its page table: where another request's pages are exchanged later, only what it does not
+    share with the first shows it."""
+    heads = (4, 2, 32)
+    pool = Pool(heads, 16, 200)
+    q, kv = sequence(heads, 700, 3)
+    _, other = sequence(heads, 256, 4)
+    prefix, wrong = pool.place(kv[:256]), pool.place(other)
+    own = [pool.place(kv[256:n]) for n in (300, 310)]
+    table = torch.zeros(2, 20, dtype=torch.int32)
+    for row, pages in enumerate(own):
+        table[row, : 16 + len(pages)] = torch.tensor(prefix + pages)
+    starts, lengths = torch.tensor([0, 1, 2], dtype=torch.int32), torch.tensor([300, 310], dtype=torch.int32)
+    plan = native_kernels.plan_attention(starts, lengths, table, None, pool.shape)
+    before = native_kernels.attention(q[:2], pool.data, plan)
+    table[1, :16] = torch.tensor(wrong)
+    assert torch.equal(native_kernels.attention(q[:2], pool.data, plan), before)
+    table[1, 16:] = torch.tensor(wrong[:4])
+    assert not torch.equal(native_kernels.attention(q[:2], pool.data, plan)[1], before[1])
+
+
 def plan_of(
     rows: list[list[int]], lengths: list[int], q_lens: list[int], page_size: int
 ) -> native.AttentionPlan:

@@ -133,7 +133,8 @@ def test_kernels_report_every_shape(
     assert [(p["n"], p["k"], p["m"]) for p in result["linear"]] == [(32, 64, 1), (32, 64, 4)]
     assert [p["requests"] for p in result["attention"]] == [2, 1]
     assert [p["how"] for p in result["sampling"]] == list(kernels.SAMPLING)
-    for point in result["linear"] + result["attention"] + result["sampling"]:
+    assert [p["logits"] for p in result["head"]] == ["written", "none"] * 2
+    for point in result["linear"] + result["attention"] + result["sampling"] + result["head"]:
         assert point["us"] > 0 and point["of_limit"] >= 0
     assert result["read_gb_per_s"] > 0 and result["peak_gflop_per_s"] > 0
     assert main(words) == 0

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import threading
 from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager
 from typing import Any
@@ -36,6 +38,32 @@ async def test_connections_are_reused_and_replaced() -> None:
             for _ in range(3):  # the server closes each connection behind our back
                 assert (await http.json("GET", "/c"))["path"] == "/base/c"
                 await asyncio.sleep(0.01)
+
+
+async def test_a_call_that_nobody_waits_for_is_not_collected() -> None:
+    asked, answer = threading.Event(), threading.Event()
+
+    def slow(path: str, body: Any) -> Any:
+        asked.set()
+        answer.wait(30)
+        return 200, {"late": True}
+
+    server, found = FakeServer(slow), []
+    with server.running():
+        async with client(server) as http:
+
+            async def call() -> None:
+                found.append(await http.json("GET", "/a"))
+
+            asyncio.get_running_loop().call_soon(asyncio.ensure_future, call())
+            while not asked.is_set():
+                await asyncio.sleep(0.01)
+            gc.collect()
+            answer.set()
+            async with asyncio.timeout(30):
+                while not found:
+                    await asyncio.sleep(0.01)
+    assert found == [{"late": True}]
 
 
 async def test_events() -> None:

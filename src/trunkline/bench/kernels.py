@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     import torch
 
 Quantized = tuple[Literal[8, 4], int]  # bits, inputs that share a scale
-ABOUT = "Measure linear layers, attention and sampling; compare with this machine's memory and arithmetic."
+ABOUT = "Measure linear layers, attention, sampling; compare with this machine's memory and arithmetic."
 LINEAR_SIZES = ((1024, 1024), (4096, 1024), (6144, 1024), (1024, 3072), (32768, 1024))  # (outputs, inputs)
 ROUNDED_SIZES = ((6144, 1024), (1024, 3072))
 ROUNDED: Mapping[str, Quantized] = MappingProxyType({"int8": (8, 0), "int4": (4, 32), "int4-128": (4, 128)})
@@ -51,6 +51,13 @@ SAMPLING: Mapping[str, tuple[int, float, float]] = MappingProxyType(  # top_k, t
         "top-p 0.95": (0, 0.95, 0.0),
         "min-p 0.05": (0, 1.0, 0.05),
     }
+)
+HIDDEN = 1024
+# What the output head can choose without all logits (top_k, top_p), and whether it does.
+HEADED = tuple(
+    (how, (top_k, top_p, inside))
+    for how, top_k, top_p in (("top-k 50", 50, 1.0), ("top-k 20, top-p 0.8", 20, 0.8))
+    for inside in (False, True)
 )
 HEADS, KV_HEADS, HEAD_DIM, PAGE = 16, 8, 128, 16
 COLD_BYTES = 192 << 20  # weights are cycled through so many bytes, so that no cache holds them
@@ -177,6 +184,7 @@ def measure(options: Options) -> dict[str, Any]:
             ],
             "attention": [attention_point(bench, kernels, *shape) for shape in ATTENTION_SHAPES],
             "sampling": [sampling_point(bench, kernels, n, how) for n in SAMPLING_ROWS for how in SAMPLING],
+            "head": [head_point(bench, kernels, n, how, *one) for n in SAMPLING_ROWS for how, one in HEADED],
         }
         limits = before.better(measure_limits(bench, kernels, computed))
     for kind, entries in points.items():
@@ -275,22 +283,28 @@ def attention_point(
     }
 
 
-def sampling_point(bench: Bench, kernels: Any, rows: int, how: str) -> dict[str, Any]:
-    """Rows of normally distributed logits at temperature 1. They are flatter than a trained model's: filters
-    keep more of them."""
+def choices_of(rows: int, top_k: int, top_p: float, min_p: float) -> Any:
+    """Those of `rows` rows at temperature 1."""
     import torch
 
     from trunkline.kernels.ops import Choices
 
-    top_k, top_p, min_p = SAMPLING[how]
-    logits = torch.randn(rows, VOCABULARY, device=bench.device) * 3
-    choices = Choices(
+    return Choices(
         sharpness=torch.full((rows,), 1.442695),
         top_k=torch.full((rows,), top_k),
         top_p=torch.full((rows,), top_p, dtype=torch.float64),
         min_p=torch.full((rows,), min_p, dtype=torch.float64),
         u=torch.rand(rows, dtype=torch.float64),
     )
+
+
+def sampling_point(bench: Bench, kernels: Any, rows: int, how: str) -> dict[str, Any]:
+    """Rows of normally distributed logits. They are flatter than a trained model's: filters keep more of
+    them."""
+    import torch
+
+    logits = torch.randn(rows, VOCABULARY, device=bench.device) * 3
+    choices = choices_of(rows, *SAMPLING[how])
     took = bench.time(lambda _: kernels.choose(logits, choices))
     size = rows * VOCABULARY * 4
     return {
@@ -304,6 +318,30 @@ def sampling_point(bench: Bench, kernels: Any, rows: int, how: str) -> dict[str,
     }
 
 
+def head_point(
+    bench: Bench, kernels: Any, rows: int, how: str, top_k: int, top_p: float, inside: bool
+) -> dict[str, Any]:
+    """From hidden states to tokens: `inside` the product, or from its logits."""
+    packed = kernels.pack_linear([bench.random(VOCABULARY, HIDDEN) / HIDDEN**0.5], [])
+    x, choices = bench.random(rows, HIDDEN) * 3, choices_of(rows, top_k, top_p, 0.0)
+
+    def from_logits() -> object:
+        return kernels.choose(kernels.linear(x, packed, wide=True), choices)
+
+    took = bench.time(lambda _: kernels.top(x, packed, None, choices) if inside else from_logits())
+    work = 2.0 * rows * VOCABULARY * HIDDEN
+    return {
+        "rows": rows,
+        "how": how,
+        "logits": "none" if inside else "written",
+        "us": round(took * 1e6, 1),
+        "gb_per_s": round(packed.nbytes / took / 1e9, 2),
+        "gflop_per_s": round(work / took / 1e9, 1),
+        "bytes": packed.nbytes,
+        "work": work,
+    }
+
+
 def print_table(result: dict[str, Any]) -> None:
     print(f"{result['dtype']} on {result['device']} ({result['kernels']}), {result['threads']} threads")
     print(f"reads {result['read_gb_per_s']} GB/s, computes {result['peak_gflop_per_s']} GFLOP/s", end="")
@@ -313,6 +351,7 @@ def print_table(result: dict[str, Any]) -> None:
         ("rounded", ("weights", "n", "k", "m")),
         ("attention", ("requests", "new", "keys", "shared")),
         ("sampling", ("rows", "how")),
+        ("head", ("rows", "how", "logits")),
     ):
         columns = (*names, "us", "gb_per_s", "gflop_per_s", "of_limit")
         print(f"\n{kind}\n" + "".join(f"{c:>13}" for c in columns))

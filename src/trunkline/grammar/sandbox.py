@@ -33,9 +33,7 @@ START_TIME = 60.0  # seconds for a sandbox to come up; building the token trie t
 HASTE = 1.2  # seconds after which a grammar that has computed for more than ENOUGH is given up
 ENOUGH = 0.1  # seconds; what people write takes less
 LOOK = 0.05  # seconds between looks at it from then on
-PATIENCE = (
-    20  # seconds that a grammar may take for each that it may compute: at idle priority it may get none
-)
+PATIENCE = 20  # times the seconds that a grammar may compute: at idle priority it may get none for long
 
 
 class Setup(msgspec.Struct, frozen=True):
@@ -180,9 +178,8 @@ def _receive(connection: Connection, seconds: float) -> bytes | None:
 
 def _beyond(seconds: float) -> Answer:
     return Answer(
-        "",
-        f"the grammar takes too long (at most {seconds:g} s of one core) or too much memory to compile",
-        "grammar_too_complex",
+        message=f"the grammar needs too long (at most {seconds:g} s of a core) or too much memory to compile",
+        code="grammar_too_complex",
     )
 
 

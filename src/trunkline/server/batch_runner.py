@@ -25,7 +25,7 @@ from trunkline.server.endpoint import Parts
 from trunkline.server.http import error_body, internal_error
 from trunkline.server.respond import complete
 from trunkline.server.responses import Responses
-from trunkline.server.storage import LIVE, Storage, lines_of
+from trunkline.server.storage import LIVE, Storage, file_gone, lines_of
 from trunkline.server.vectors import parse_embeddings
 from trunkline.types import RequestError
 
@@ -149,12 +149,7 @@ class BatchRunner:
         try:
             yield from lines_of(self._storage.path(batch["input_file_id"]), self._longest)
         except FileNotFoundError:
-            raise RequestError(
-                f"the input file {batch['input_file_id']} is not in the server's storage any more",
-                code="file_gone",
-                param="input_file_id",
-                status=410,
-            ) from None
+            raise file_gone(batch["input_file_id"], "input_file_id") from None
 
     async def _validate(self, batch: Json) -> list[Json]:
         """What is wrong with lines that are no requests. If nothing is, the batch is in progress."""

@@ -15,7 +15,7 @@ from starlette.types import Message
 from trunkline.engine.fields import Number, OneOf, Rule, Text
 from trunkline.server.endpoint import Access, Endpoint, Parts
 from trunkline.server.http import json_response, read_query
-from trunkline.server.storage import Json, Storage
+from trunkline.server.storage import Json, Storage, file_gone
 from trunkline.types import RequestError
 
 PURPOSES = ("batch", "user_data")
@@ -148,12 +148,7 @@ class _Files:
         file = await self._known(request)
         path = self._storage.path(file["id"])
         if not path.exists():
-            raise RequestError(
-                f"the content of {file['id']} is not in the server's storage any more",
-                code="file_gone",
-                param="file_id",
-                status=410,
-            )
+            raise file_gone(file["id"], "file_id")
         return FileResponse(
             path,
             media_type="application/octet-stream",

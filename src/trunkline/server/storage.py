@@ -353,6 +353,16 @@ def new_batch_id() -> str:
     return f"batch_{secrets.token_hex(16)}"
 
 
+def file_gone(file_id: str, param: str) -> RequestError:
+    """For a file that is known, but whose content is not there."""
+    return RequestError(
+        f"the content of {file_id} is not in the server's storage any more",
+        code="file_gone",
+        param=param,
+        status=410,
+    )
+
+
 def lines_of(path: Path, longest: int) -> Iterator[tuple[int, bytes]]:
     """The lines of a file that are not blank, with their numbers from 1. One that is longer than `longest`
     bytes comes as its beginning, which is longer too."""
