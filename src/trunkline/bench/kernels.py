@@ -324,9 +324,10 @@ def head_point(
     """From hidden states to tokens: `inside` the product, or from its logits."""
     packed = kernels.pack_linear([bench.random(VOCABULARY, HIDDEN) / HIDDEN**0.5], [])
     x, choices = bench.random(rows, HIDDEN) * 3, choices_of(rows, top_k, top_p, 0.0)
+    logits = kernels.linear(x, packed, wide=True)
 
     def from_logits() -> object:
-        return kernels.choose(kernels.linear(x, packed, wide=True), choices)
+        return kernels.choose(kernels.linear(x, packed, wide=True, out=logits), choices)
 
     took = bench.time(lambda _: kernels.top(x, packed, None, choices) if inside else from_logits())
     work = 2.0 * rows * VOCABULARY * HIDDEN
