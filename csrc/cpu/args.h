@@ -114,7 +114,7 @@ struct StoreArgs {
     int threads;
 };
 
-constexpr long TILE_ROWS = 96;  // query rows (tokens x heads of a group) that share a packing of the keys
+constexpr long TILE_ROWS = 256;  // query rows (tokens x heads of a group) that share a packing of the keys
 
 struct AttentionArgs {
     const void* q;  // [tokens, heads, dim], tokens `q_stride` apart

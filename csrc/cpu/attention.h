@@ -101,7 +101,7 @@ private:
         for (long h = 0; stems && h < a.kv_heads; h++) stems[index * a.kv_heads + h] = 0;
         long count = 0, tokens = 0, begin = s.to;
         auto close = [&] {
-            if (count) tile(count, tokens, begin, s.to, s.parent, int32_t(index));
+            if (count) tile(count, tokens, begin, s.to, s.parent, int32_t(index), 0, a.kv_heads);
             count = tokens = 0, begin = s.to;
         };
         for (long i = s.first; i < s.last; i++) {
@@ -119,25 +119,29 @@ private:
         close();
     }
 
-    // What a request has for itself: late tiles first, which see the most keys.
+    // What a request has for itself: late tiles first, which see the most keys, and all of a head before the next,
+    // whose keys then stay in the second cache.
     void leaf(long request) {
         const long new_tokens = a.requests.new_tokens(request), after = a.prefixes ? a.prefixes->stem[request] : -1;
-        for (long t = (new_tokens + g.tile_tokens - 1) / g.tile_tokens - 1; t >= 0; t--) {
-            const long from = t * g.tile_tokens, left = new_tokens - from;
-            const Segment only = segment_of(request, from, left < g.tile_tokens ? left : g.tile_tokens);
-            if (segments) segments[num_segments] = only;
-            const long lowest = lowest_block(only), shared = after < 0 ? 0 : a.prefixes->stems[after].to;
-            tile(1, only.tokens, lowest > shared ? lowest : shared, (only.position + only.tokens - 1) / BLOCK + 1,
-                 int32_t(after), -1);
-        }
+        const long tiles = (new_tokens + g.tile_tokens - 1) / g.tile_tokens;
+        const long step = tiles == 1 ? a.kv_heads : 1;
+        for (long head = 0; head < a.kv_heads; head += step)
+            for (long t = tiles - 1; t >= 0; t--) {
+                const long from = t * g.tile_tokens, left = new_tokens - from;
+                const Segment only = segment_of(request, from, left < g.tile_tokens ? left : g.tile_tokens);
+                if (segments) segments[num_segments] = only;
+                const long lowest = lowest_block(only), shared = after < 0 ? 0 : a.prefixes->stems[after].to;
+                tile(1, only.tokens, lowest > shared ? lowest : shared, (only.position + only.tokens - 1) / BLOCK + 1,
+                     int32_t(after), -1, head, head + step);
+            }
     }
 
-    // The tile of the next `count` segments.
-    void tile(long count, long tokens, long begin, long end, int32_t after, int32_t stem) {
+    // Heads [head, last) of the tile of the next `count` segments.
+    void tile(long count, long tokens, long begin, long end, int32_t after, int32_t stem, long head, long last) {
         const bool few = tokens * g.group <= FEW_ROWS;
         const long heads = few ? g.heads : 1, chunk = few ? g.chunk : 1L << 40;
-        for (long head = 0; head < a.kv_heads; head += heads, num_shares++) {
-            const long some = a.kv_heads - head < heads ? a.kv_heads - head : heads;
+        for (; head < last; head += heads, num_shares++) {
+            const long some = last - head < heads ? last - head : heads;
             for (long h = head; stems && stem >= 0 && h < head + some; h++) stems[stem * a.kv_heads + h]++;
             const long before = num_items;
             long from = begin;
@@ -445,15 +449,27 @@ struct Worker {
                                   here(to) - here(from), g.dim / unit_of<X>,
                                   scores + row * BLOCK + slab * SPAN + here(from) * PANEL, BLOCK);
                 if (slab != last_slab) continue;
-                for (long r = row; r < row + some; r++)
-                    if (low[r] < high[r]) {
-                        if (how.key_scales || how.outer != 0)
-                            finish_scores(scores + r * BLOCK, from * PANEL, to * PANEL, how);
-                        weigh<X>(scores + r * BLOCK, from * PANEL, to * PANEL, low[r], high[r], how, stats + r,
-                                 stats + padded + r);
-                    } else
-                        weigh_nothing<X>(scores + r * BLOCK, from * PANEL, to * PANEL, stats + r, stats + padded + r);
+                if (how.key_scales || how.outer != 0)
+                    for (long r = row; r < row + some; r++) finish_scores(scores + r * BLOCK, from * PANEL, to * PANEL, how);
+                weigh_rows(row, row + some, from * PANEL, to * PANEL, how);
             }
+        }
+    }
+
+    void weigh_rows(long row, long end, long from, long to, const Scoring& how) {
+        auto sees = [&](long r) { return low[r] < high[r]; };
+        while (row < end) {
+            float* const at = scores + row * BLOCK;
+            if (row + 4 <= end && sees(row) && sees(row + 1) && sees(row + 2) && sees(row + 3)) {
+                weigh<X, 4>(at, from, to, low + row, high + row, how, stats + row, stats + padded + row);
+                row += 4;
+                continue;
+            }
+            if (sees(row))
+                weigh<X, 1>(at, from, to, low + row, high + row, how, stats + row, stats + padded + row);
+            else
+                weigh_nothing<X>(at, from, to, stats + row, stats + padded + row);
+            row++;
         }
     }
 
@@ -572,8 +588,9 @@ struct Worker {
     template <class O>
     void write_row(const float* from, float weight, O* out) const {
         long d = 0;
-        for (; d + W <= a.dim; d += W) store(out + d, load(from + d) / weight);
-        for (; d < a.dim; d++) store_one(out + d, from[d] / weight);
+        const float share = 1 / weight;
+        for (; d + W <= a.dim; d += W) store(out + d, load(from + d) * splat(share));
+        for (; d < a.dim; d++) store_one(out + d, from[d] * share);
     }
 
     // Take items, one after another, until there are none.

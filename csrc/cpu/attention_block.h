@@ -60,7 +60,7 @@ constexpr long AT_ONCE = on_tiles<X> ? 32 : MAX_ROWS;  // rows that are multipli
 template <class X>
 constexpr long SPARE = on_tiles<X> ? 32 : 0;  // rows that may be read and written beyond those
 template <class X>
-constexpr long KEY_STEP = on_tiles<X> ? 2 : 1;  // panels of keys that a product with values takes at once
+constexpr long KEY_STEP = unit_of<X>;  // panels of keys that weights are made of, and multiplied, at once
 
 template <bool TILES>
 struct SetupIf {
@@ -201,16 +201,26 @@ static void pack_values(const T* const* rows, long line, long dim, char* slabs) 
     }
 }
 
-// Weights are rounded to what they are multiplied as; returns what they became.
-INLINE VF put_weights(float* to, VF weights) {
-    store(to, weights);
-    return weights;
+// The next weights of a row, rounded to what they are multiplied as. They are added to `total` as they became, or
+// (with `scales` of W each) as they were.
+template <class X>
+constexpr long WEIGHTS = W * unit_of<X>;  // that are put at once
+
+INLINE void put_weights(float* to, const VF* weights, const VF* scales, VF& total) {
+    total += weights[0];
+    store(to, scales ? weights[0] * scales[0] : weights[0]);
 }
 #if defined(__AVX512BF16__)
-INLINE VF put_weights(uint16_t* to, VF weights) {
-    __m256bh narrow = _mm512_cvtneps_pbh((__m512)weights);
-    __builtin_memcpy(to, &narrow, sizeof narrow);
-    return (VF)(__builtin_convertvector((VH)narrow, VU) << 16);
+INLINE void put_weights(uint16_t* to, const VF* weights, const VF* scales, VF& total) {
+    VF first = weights[0], second = weights[1];
+    if (scales) {
+        total += first;
+        total += second;
+        first *= scales[0], second *= scales[1];
+    }
+    const __m512bh rounded = _mm512_cvtne2ps_pbh((__m512)second, (__m512)first);
+    __builtin_memcpy(to, &rounded, sizeof rounded);
+    if (!scales) total = (VF)_mm512_dpbf16_ps((__m512)total, rounded, (__m512bh)_mm512_set1_epi16(0x3f80));
 }
 #endif
 
@@ -231,43 +241,56 @@ INLINE void finish_scores(float* scores, long from, long to, const Scoring& how)
     }
 }
 
-// One row's scores of keys [from, to), multiples of 16, to weights, in place; only keys [low, high) are seen. Writes
-// the largest score, and the sum of the weights as they were rounded (of scaled ones: before scale and rounding).
-template <class X>
-INLINE void weigh(float* scores, long from, long to, long low, long high, const Scoring& how, float* top_out, float* sum_out) {
+// The scores of a row, of keys [from, to), that are not of keys [low, high), are hidden.
+INLINE void hide(float* scores, long from, long to, long low, long high) {
     const VF hidden = splat(-__builtin_inff());
-    VF most = hidden, total = {};
     for (long j = from; j < to; j += W) {
-        VF score = load(scores + j);
-        if (j < low || j + W > high) {
-            VI key = lanes() + int32_t(j);
-            score = (key >= int32_t(low)) & (key < int32_t(high)) ? score : hidden;
-            store(scores + j, score);
-        }
-        most = larger(score, most);
+        if (j >= low && j + W <= high) continue;
+        const VI key = lanes() + int32_t(j);
+        store(scores + j, (key >= int32_t(low)) & (key < int32_t(high)) ? load(scores + j) : hidden);
     }
-    const float top = largest(most);
-    const VF tops = splat(top), factors = splat(how.factor);
-    X* weights = (X*)scores;
-    for (long j = from; j < to; j += W) {
-        const VF weight = power_of_two((load(scores + j) - tops) * factors);
-        if (!how.value_scales) {
-            total += put_weights(weights + j, weight);
-            continue;
-        }
-        const VI key = lanes() + int32_t(j);  // a scale that is not finite spoils only rows that see it
-        const VF scale = load(how.value_scales + j);
-        total += weight;
-        put_weights(weights + j, weight * ((key >= int32_t(low)) & (key < int32_t(high)) ? scale : VF{}));
+}
+
+// Scores of N rows, BLOCK apart, of keys [from, to), multiples of 16, to weights, in place; of each row only keys
+// [low, high) are seen. Writes the largest score of each, and the sum of the weights as they were rounded (of scaled
+// ones: before scale and rounding). Rows do not meet: N are taken at once because each by itself is a chain.
+template <class X, int N>
+INLINE void weigh(float* scores, long from, long to, const int32_t* low, const int32_t* high, const Scoring& how,
+                  float* tops_out, float* sums_out) {
+    static_assert(N == 1 || N == 4, "reductions take one row or four");
+    VF most[N], total[N] = {}, tops[N];
+    for (int r = 0; r < N; r++) {
+        most[r] = splat(-__builtin_inff());
+        if (low[r] > from || high[r] < to) hide(scores + r * BLOCK, from, to, low[r], high[r]);
     }
-    *top_out = top;
-    *sum_out = sum(total);
+    for (long j = from; j < to; j += W)
+#pragma GCC unroll 4
+        for (int r = 0; r < N; r++) most[r] = larger(load(scores + r * BLOCK + j), most[r]);
+    const F4 largest_of = largest(most[0], most[N / 4], most[N / 2], most[N - 1]);
+    for (int r = 0; r < N; r++) tops[r] = splat(largest_of[r]);
+    const VF factors = splat(how.factor);
+    for (long j = from; j < to; j += WEIGHTS<X>)
+#pragma GCC unroll 4
+        for (int r = 0; r < N; r++) {
+            float* at = scores + r * BLOCK;
+            VF weights[unit_of<X>], scales[unit_of<X>];
+            for (int i = 0; i < unit_of<X>; i++) {
+                weights[i] = power_of_two((load(at + j + i * W) - tops[r]) * factors);
+                if (!how.value_scales) continue;
+                const VI key = lanes() + int32_t(j + i * W);  // a scale that is not finite spoils only rows that see it
+                scales[i] = (key >= low[r]) & (key < high[r]) ? load(how.value_scales + j + i * W) : VF{};
+            }
+            put_weights((X*)at + j, weights, how.value_scales ? scales : nullptr, total[r]);
+        }
+    const F4 sums_of = sums(total[0], total[N / 4], total[N / 2], total[N - 1]);
+    __builtin_memcpy(tops_out, &largest_of, N * 4);
+    __builtin_memcpy(sums_out, &sums_of, N * 4);
 }
 
 // A row that sees no key of the block.
 template <class X>
 INLINE void weigh_nothing(float* scores, long from, long to, float* top_out, float* sum_out) {
-    for (long j = from; j < to; j += W) put_weights((X*)scores + j, VF{});
+    __builtin_memset((X*)scores + from, 0, (to - from) * sizeof(X));
     *top_out = -__builtin_inff(), *sum_out = 0;
 }
 
@@ -294,11 +317,14 @@ INLINE void add_part(float* total, const float* part, float old_scale, float new
 
 template <class T>
 INLINE bool finite(const T* from, long count) {
-    if constexpr (sizeof(T) > 1)
-        for (long i = 0; i < count; i++) {
-            float value = widen(from[i]);
-            if (value - value != 0) return false;
+    if constexpr (sizeof(T) > 1) {
+        VF wrong = {};
+        for (long i = 0; i < count; i += W) {
+            const VF values = load_some(from + i, count - i);
+            wrong += values - values;
         }
+        return bits_of(wrong == wrong) == (1u << W) - 1;
+    }
     return true;
 }
 

@@ -15,37 +15,48 @@ namespace TRUNKLINE_ISA {
 constexpr long ROW_BLOCK = 96;         // rows whose sums are kept at hand while a slab is read
 constexpr long TILE_BLOCK = 64;        // the same for tiles: sums, a stretch and two groups of rows fit the first cache
 constexpr long SERIAL_WORK = 1 << 15;  // weights x rows below which threads cost more than they save
+constexpr long PAST_CACHES = 1 << 20;  // bytes of a result that is written past the caches
 constexpr long TILE_AHEAD = 16384;     // bytes between weights in use and those that tiles fetch meanwhile
 
 INLINE VF activate(VF x, Gate gate) {
     return gate == Gate::silu ? silu(x) : gate == Gate::gelu ? gelu(x) : gelu_tanh(x);
 }
 
+// Sums c [rows, width * 16] of the panels from `first` on to what is written of rows `row` and following.
 template <class T>
-INLINE void finish(const LinearArgs& args, long row, long column, long panel, const float* c) {
-    float values[PANEL];
-    const float* bias = args.bias ? args.bias + panel * PANEL : nullptr;
-    long at = row * args.n + column;
-    long columns = args.n - column < PANEL ? args.n - column : PANEL;
-    const T* residual = args.residual ? (const T*)args.residual + at : nullptr;
-    T* out = (T*)args.out + at;
-    for (int i = 0; i < NV; i++) {
-        VF v = load(c + i * W);
-        if (bias) v += load(bias + i * W);
-        if (args.gated) {
-            VF up = load(c + PANEL + i * W);
-            if (bias) up += load(bias + PANEL + i * W);
-            v = activate(v, args.gate) * up;
-        }
-        if (columns == PANEL) {
-            if (residual) v += load(residual + i * W);
-            store(out + i * W, v);
-        } else {
-            store(values + i * W, v);
+static void finish(const LinearArgs& args, long row, long rows, long first, long width, const float* c) {
+    const bool gated = args.gated;
+    const long n = args.n, unit = gated ? 2 : 1, from = first / unit * PANEL;
+    const Gate gate = args.gate;
+    const float* const bias = args.bias ? args.bias + first * PANEL : nullptr;
+    const T* residual = args.residual ? (const T*)args.residual + row * n : nullptr;
+    T* out = (T*)args.out + row * n;
+    // What no cache holds until it is read need not be read before it is written.
+    const bool past = !residual && args.m * n * long(sizeof(T)) > PAST_CACHES && n % PANEL == 0 && uintptr_t(out) % LINE == 0;
+    for (const float* end = c + rows * width * PANEL; c < end; out += n, residual += residual ? n : 0) {
+        for (long p = 0, column = from; p < width; p += unit, column += PANEL, c += unit * PANEL) {
+            float values[PANEL];
+            const long columns = n - column < PANEL ? n - column : PANEL;
+            for (int i = 0; i < NV; i++) {
+                VF v = load(c + i * W);
+                if (bias) v += load(bias + p * PANEL + i * W);
+                if (gated) {
+                    VF up = load(c + PANEL + i * W);
+                    if (bias) up += load(bias + (p + 1) * PANEL + i * W);
+                    v = activate(v, gate) * up;
+                }
+                if (past)
+                    store_past(out + column + i * W, v);
+                else if (columns == PANEL)
+                    store(out + column + i * W, residual ? v + load(residual + column + i * W) : v);
+                else
+                    store(values + i * W, v);
+            }
+            if (columns < PANEL)
+                for (long i = 0; i < columns; i++)
+                    store_one(out + column + i, residual ? values[i] + widen(residual[column + i]) : values[i]);
         }
     }
-    if (columns < PANEL)
-        for (long i = 0; i < columns; i++) store_one(out + i, residual ? values[i] + widen(residual[i]) : values[i]);
 }
 
 // How rows are cut. Sums of up to AT_HAND rows are at hand while a slab is read. Kinds with tiles let larger blocks
@@ -117,19 +128,13 @@ struct Share {
         alignas(LINE) float c[Rows<Kind>::AT_HAND * SLAB * PANEL];
         const long first = slab * SLAB, width = slab_width(first, num_panels(args.n, args.gated));
         multiply_slab(row, rows, (const char*)args.panels + first * panel_bytes(args.k, args.format), width, c, fetch, fetch_end);
-        const long unit = args.gated ? 2 : 1, column = first / unit * PANEL;
-        for (long r = 0; r < rows; r++) {
-            const float* of_row = c + r * width * PANEL;
-            if (lists) {
-                const long count = args.n - column < width * PANEL ? args.n - column : width * PANEL;
-                see(lists[row + r], args.choices[row + r], of_row, column, count);
-                continue;
-            }
-            for (long p = 0; p < width; p += unit)
-                if (args.out_bf16)
-                    finish<uint16_t>(args, row + r, column + p / unit * PANEL, first + p, of_row + p * PANEL);
-                else
-                    finish<float>(args, row + r, column + p / unit * PANEL, first + p, of_row + p * PANEL);
+        if (lists) {
+            const long column = first * PANEL, columns = args.n - column < width * PANEL ? args.n - column : width * PANEL;
+            for (long r = 0; r < rows; r++) see(lists[row + r], args.choices[row + r], c + r * width * PANEL, column, columns);
+        } else if (args.out_bf16) {
+            finish<uint16_t>(args, row, rows, first, width, c);
+        } else {
+            finish<float>(args, row, rows, first, width, c);
         }
     }
 
@@ -201,6 +206,7 @@ static void product(const LinearArgs& args) {
             share.slabs(cut.begin(block), cut.begin(block + 1) - cut.begin(block), from, to);
             u += to - from;
         }
+        settle();
         if (args.choices) {
 #pragma omp barrier
             for (long r = m * me / team; r < m * (me + 1) / team; r++) {

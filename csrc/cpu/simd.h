@@ -85,14 +85,31 @@ INLINE uint16_t narrow(float value) {
     if (value != value) return uint16_t(bits >> 16 | 0x40);
     return uint16_t((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
 }
-INLINE void store(float* to, VF v) { __builtin_memcpy(to, &v, sizeof v); }
-INLINE void store(uint16_t* to, VF v) {
+INLINE VH narrow(VF v) {
+#if defined(__AVX512BF16__)
+    constexpr int SUBNORMAL = 0x20;  // which the instruction takes for zeros
+    if (__builtin_expect(_mm512_fpclass_ps_mask((__m512)v, SUBNORMAL) == 0, 1)) return (VH)_mm512_cvtneps_pbh((__m512)v);
+#endif
     VU bits = (VU)v;
     VU rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
     VU kept = v != v ? bits >> 16 | 0x40 : rounded;
-    VH half = __builtin_convertvector(kept, VH);
+    return __builtin_convertvector(kept, VH);
+}
+INLINE void store(float* to, VF v) { __builtin_memcpy(to, &v, sizeof v); }
+INLINE void store(uint16_t* to, VF v) {
+    VH half = narrow(v);
     __builtin_memcpy(to, &half, sizeof half);
 }
+// To where W numbers would be aligned, past the caches; others see it after `settle`.
+#if defined(__AVX512BF16__)
+INLINE void store_past(float* to, VF v) { _mm512_stream_ps(to, (__m512)v); }
+INLINE void store_past(uint16_t* to, VF v) { _mm256_stream_si256((__m256i*)to, (__m256i)narrow(v)); }
+INLINE void settle() { _mm_sfence(); }
+#else
+template <class T>
+INLINE void store_past(T* to, VF v) { store(to, v); }
+INLINE void settle() {}
+#endif
 INLINE void store_one(float* to, float value) { *to = value; }
 INLINE void store_one(uint16_t* to, float value) { *to = narrow(value); }
 
@@ -162,7 +179,25 @@ INLINE VF from_half(const uint16_t* from) {
     return (VF)((VU)magnitude | (bits & 0x8000) << 16);
 }
 
-INLINE VF larger(VF a, VF b) { return a > b ? a : b; }
+// b where either is no number.
+INLINE VF larger(VF a, VF b) {
+#if defined(__AVX512F__)
+    return (VF)_mm512_max_ps((__m512)a, (__m512)b);
+#elif defined(__AVX2__)
+    return (VF)_mm256_max_ps((__m256)a, (__m256)b);
+#else
+    return a > b ? a : b;
+#endif
+}
+INLINE VF smaller(VF a, VF b) {
+#if defined(__AVX512F__)
+    return (VF)_mm512_min_ps((__m512)a, (__m512)b);
+#elif defined(__AVX2__)
+    return (VF)_mm256_min_ps((__m256)a, (__m256)b);
+#else
+    return a < b ? a : b;
+#endif
+}
 
 // Sum of lanes, always as the same tree.
 INLINE F4 fold(VF v) {
@@ -187,27 +222,36 @@ INLINE F4 sums(VF a, VF b, VF c, VF d) {
     F4 cd = __builtin_shufflevector(fc, fd, 0, 4, 1, 5) + __builtin_shufflevector(fc, fd, 2, 6, 3, 7);
     return __builtin_shufflevector(ab, cd, 0, 1, 4, 5) + __builtin_shufflevector(ab, cd, 2, 3, 6, 7);
 }
-INLINE float largest(VF v) {
+// The largest lane of each of four vectors of numbers.
+INLINE F4 largest(VF a, VF b, VF c, VF d) {
+    auto least = [](VF v) {
 #if defined(__AVX512F__)
-    auto a = __builtin_shufflevector(v, v, 0, 1, 2, 3, 4, 5, 6, 7), b = __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15);
-    auto half = a > b ? a : b;
-    F4 c = __builtin_shufflevector(half, half, 0, 1, 2, 3), d = __builtin_shufflevector(half, half, 4, 5, 6, 7);
-    F4 f = c > d ? c : d;
+        auto low = __builtin_shufflevector(v, v, 0, 1, 2, 3, 4, 5, 6, 7), high = __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15);
+        auto half = low > high ? low : high;
+        F4 x = __builtin_shufflevector(half, half, 0, 1, 2, 3), y = __builtin_shufflevector(half, half, 4, 5, 6, 7);
+        return x > y ? x : y;
 #elif defined(__AVX2__)
-    F4 c = __builtin_shufflevector(v, v, 0, 1, 2, 3), d = __builtin_shufflevector(v, v, 4, 5, 6, 7), f = c > d ? c : d;
+        F4 x = __builtin_shufflevector(v, v, 0, 1, 2, 3), y = __builtin_shufflevector(v, v, 4, 5, 6, 7);
+        return x > y ? x : y;
 #else
-    F4 f = v;
+        return v;
 #endif
-    float x = f[0] > f[1] ? f[0] : f[1], y = f[2] > f[3] ? f[2] : f[3];
-    return x > y ? x : y;
+    };
+    auto pair = [](F4 x, F4 y) {
+        F4 even = __builtin_shufflevector(x, y, 0, 4, 1, 5), odd = __builtin_shufflevector(x, y, 2, 6, 3, 7);
+        return even > odd ? even : odd;
+    };
+    F4 ab = pair(least(a), least(b)), cd = pair(least(c), least(d));
+    F4 even = __builtin_shufflevector(ab, cd, 0, 1, 4, 5), odd = __builtin_shufflevector(ab, cd, 2, 3, 6, 7);
+    return even > odd ? even : odd;
 }
+INLINE float largest(VF v) { return largest(v, v, v, v)[0]; }
 
 // e^x by Cody-Waite reduction and the polynomial of Cephes' expf: relative error below 2e-7. Zero below
 // -87.3, infinity above 88.4; NaN stays NaN.
 INLINE VF exp(VF x) {
     VF low = splat(-87.336544f), high = splat(88.722839f);
-    VF c = x < low ? low : x;
-    c = c > high ? high : c;
+    VF c = smaller(high, larger(low, x));
     VF magic = splat(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer
     VF n = (c * splat(1.44269504f) + magic) - magic;
     VF r = fma(n, splat(-0.693359375f), c);
@@ -219,25 +263,35 @@ INLINE VF exp(VF x) {
     p = fma(p, r, splat(1.6666665459e-1f));
     p = fma(p, r, splat(5.0000001201e-1f));
     p = fma(p, r * r, r + 1.0f);
+#if defined(__AVX512F__)
+    return (VF)_mm512_maskz_scalef_ps(_mm512_cmp_ps_mask((__m512)x, (__m512)low, _CMP_NLT_UQ), (__m512)p, (__m512)n);
+#else
     VF whole = n == n ? n : VF{};
     VF result = p * (VF)((__builtin_convertvector(whole, VI) + 127) << 23);
     return x < low ? VF{} : result;
+#endif
 }
 
-// 2^x for x <= 0: relative error below 2e-7, exactly 1 for 0, zero below -126.5; NaN stays NaN. The polynomial is
-// the one of degree 5 with the least relative error on [-1/2, 1/2] and the value 1 at 0.
+// 2^x for x <= 0: relative error below 2e-7, exactly 1 for 0, zero below -126 (or a little lower); NaN stays NaN. The
+// polynomial is the one of degree 5 with the least relative error on [-1/2, 1/2] and the value 1 at 0.
 INLINE VF power_of_two(VF x) {
-    VF low = splat(-127.0f), magic = splat(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer
-    VF c = low > x ? low : x;
-    VF shifted = c + magic;
-    VF r = c - (shifted - magic);
+#if defined(__AVX512F__)
+    const VF n = (VF)_mm512_roundscale_ps((__m512)x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC), r = x - n;
+#else
+    VF magic = splat(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer
+    const VF c = larger(splat(-127.0f), x), shifted = c + magic, r = c - (shifted - magic);
+#endif
     VF p = splat(1.326472731e-3f);
     p = fma(p, r, splat(9.671512991e-3f));
     p = fma(p, r, splat(5.550733581e-2f));
     p = fma(p, r, splat(2.402224243e-1f));
     p = fma(p, r, splat(6.931470037e-1f));
     p = fma(p, r, splat(1.0f));
+#if defined(__AVX512F__)
+    return (VF)_mm512_maskz_scalef_ps(_mm512_cmp_ps_mask((__m512)x, _mm512_set1_ps(-126.0f), _CMP_NLT_UQ), (__m512)p, (__m512)n);
+#else
     return p * (VF)(((VU)shifted << 23) + 0x3f800000u);
+#endif
 }
 
 INLINE VF silu(VF x) { return x / (exp(-x) + 1.0f); }

@@ -158,9 +158,10 @@ def test_a_block_counts_only_where_it_is_whole_and_before_the_step() -> None:
     assert plan_of([[*same, 90], [*same, 91]], [257, 257], [1, 1], 16).stems() == [([0, 1], 0, 2)]
     assert plan_of([[*same, 90], [*same, 91]], [257, 257], [2, 1], 16).stems() == [([0, 1], 0, 1)]
     assert plan_of([same, [*same[:8], 91]], [127, 129], [1, 1], 16).stems() == []
-    # 48 tokens of two heads to one of keys fill a tile: more than that stand alone
-    assert plan_of([[*same, 90, 92, 93], [*same, 91]], [304, 257], [48, 1], 16).stems() == [([0, 1], 0, 2)]
-    assert plan_of([[*same, 90, 92, 93, 94], [*same, 91]], [305, 257], [49, 1], 16).stems() == []
+    # 128 tokens of two heads to one of keys fill a tile: more than that stand alone
+    long = [*same, *range(90, 98)]
+    assert plan_of([long, [*same, 99]], [384, 257], [128, 1], 16).stems() == [([0, 1], 0, 2)]
+    assert plan_of([[*long, 98], [*same, 99]], [385, 257], [129, 1], 16).stems() == []
 
 
 @pytest.mark.parametrize("seed", range(30))
