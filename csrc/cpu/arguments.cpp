@@ -1,26 +1,12 @@
 #include "arguments.h"
 
-#include <cstdlib>
-#include <memory>
+#include "memory.h"
 
 namespace trunkline {
 
 char* scratch(long bytes) {
-    struct Free {
-        void operator()(char* p) const { std::free(p); }
-    };
-    thread_local std::unique_ptr<char, Free> held;
-    thread_local long size = 0;
-    if (bytes > size) {
-        held.reset();
-        size = (bytes + 4095) / 4096 * 4096;
-        held.reset(static_cast<char*>(std::aligned_alloc(4096, size)));
-        if (!held) {
-            size = 0;
-            throw std::bad_alloc();
-        }
-    }
-    return held.get();
+    thread_local Room room;
+    return room(bytes);
 }
 
 int team(int threads) {

@@ -3,13 +3,11 @@
 #include "layers.h"
 
 #include "arguments.h"
+#include "memory.h"
 #include "plan.h"
 
 #include <nanobind/stl/vector.h>
 
-#include <cstdlib>
-#include <cstring>
-#include <memory>
 #include <vector>
 
 namespace trunkline {
@@ -155,26 +153,15 @@ private:
         const long size = bf16 ? 2 : 4, width = (heads + 2 * kv_heads) * dim;
         const long first = (tokens * (hidden > heads * dim ? hidden : heads * dim) * size + 63) / 64 * 64;
         const long second = (tokens * width * size + 63) / 64 * 64, bytes = first + second + (tokens * widest * size + 63) / 64 * 64;
-        if (bytes > held) {
-            room.reset();
-            held = 0;
-            room.reset(static_cast<char*>(std::aligned_alloc(64, bytes)));
-            if (!room) throw std::bad_alloc();
-            held = bytes;
-        }
-        normed = room.get(), qkv = normed + first, inner = qkv + second;
+        normed = room(bytes), qkv = normed + first, inner = qkv + second;
     }
 
-    struct Free {
-        void operator()(char* p) const { std::free(p); }
-    };
     nb::list owner;
     long hidden, heads, kv_heads, dim;
     bool bf16;
     float eps;
     std::vector<Layer> layers;
-    std::unique_ptr<char, Free> room;
-    long held = 0;
+    Room room;
     char *normed = nullptr, *qkv = nullptr, *inner = nullptr;  // parts of `room`
 };
 

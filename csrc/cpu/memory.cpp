@@ -1,7 +1,7 @@
 #include "memory.h"
 
-
 #include <cstring>
+#include <new>
 
 #include <sys/mman.h>
 
@@ -43,15 +43,28 @@ const char* row_of(const PackArgs& a, long part, long index, long size) {
     return nullptr;
 }
 
-// Ask for large pages: 500 times fewer page faults now, and fewer address look-ups whenever it is read.
-// A wish that may be refused.
+}  // namespace
+
 void want_large_pages(void* data, long bytes) {
     const uintptr_t page = 4096, begin = (reinterpret_cast<uintptr_t>(data) + page - 1) / page * page;
     const long inside = long(reinterpret_cast<uintptr_t>(data) + bytes - begin) / long(page) * long(page);
     if (inside > 0) madvise(reinterpret_cast<void*>(begin), inside, MADV_HUGEPAGE);
 }
 
-}  // namespace
+char* Room::operator()(long bytes) {
+    constexpr long PAGE = 4096, LARGE_PAGE = 1 << 21;
+    if (bytes > size) {
+        const long page = bytes < LARGE_PAGE ? PAGE : LARGE_PAGE;
+        held.reset();
+        size = 0;
+        const long wanted = (bytes + page - 1) / page * page;
+        held.reset(static_cast<char*>(std::aligned_alloc(page, wanted)));
+        if (!held) throw std::bad_alloc();
+        size = wanted;
+        want_large_pages(held.get(), page == LARGE_PAGE ? size : 0);
+    }
+    return held.get();
+}
 
 bool pack(const PackArgs& a) {
     const long size = a.bf16 ? 2 : 4, unit = a.bf16 ? 2 : 1, bytes = panel_bytes(a.k, a.format);

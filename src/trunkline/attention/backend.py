@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from trunkline.kernels.ops import Kernels, PagedShape, head_width
+from trunkline.kernels.pages import LARGE_PAGES, advise
 
 
 class Batch(Protocol):
@@ -56,6 +57,8 @@ class KVPool:
         size = (layers, shape.num_slots + 1, 2, shape.num_kv_heads, width)
         # Not zeros: every slot is written before it is read, and memory costs nothing until it is touched.
         self.data = torch.empty(size, dtype=dtype, device=device)
+        if device.type == "cpu":
+            advise(self.data, LARGE_PAGES)
         self.data[:, -1] = 0
 
     @property

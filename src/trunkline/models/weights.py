@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import ctypes
 import json
-import mmap
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +16,7 @@ from tqdm import tqdm  # type: ignore[import-untyped]
 
 from trunkline.config.model_spec import ModelError
 from trunkline.kernels.ops import Activation, Kernels, Quantization
+from trunkline.kernels.pages import NOT_NEEDED, advise
 from trunkline.layers.linear import GatedLinear, Linear
 from trunkline.layers.norm import RMSNorm
 
@@ -121,7 +120,7 @@ class Checkpoint:
     def release(self) -> None:
         """The tensors taken so far are not needed any more: their part of the files leaves memory."""
         for tensor in self._taken:
-            _leave_memory(tensor)
+            advise(tensor, NOT_NEEDED)
         self._taken.clear()
 
     def skip(self, *names: str) -> None:
@@ -144,14 +143,6 @@ class Checkpoint:
 def _some(names: list[str]) -> str:
     more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
     return ", ".join(names[:_NAMED]) + more
-
-
-def _leave_memory(tensor: Tensor) -> None:
-    """Drop the pages that lie wholly in a mapped tensor; the system's cache keeps them."""
-    begin = -(-tensor.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
-    size = (tensor.data_ptr() + tensor.nbytes - begin) // mmap.PAGESIZE * mmap.PAGESIZE
-    if size > 0:
-        ctypes.CDLL(None).madvise(ctypes.c_void_p(begin), ctypes.c_size_t(size), mmap.MADV_DONTNEED)
 
 
 class LayerLoader:
