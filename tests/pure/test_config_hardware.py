@@ -123,7 +123,7 @@ def test_gpus_that_the_environment_hides_are_not_there(
 
 @pytest.mark.parametrize(
     ("given", "spins"),
-    [({}, "1000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "ACTIVE"}, None)],
+    [({}, "6000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "ACTIVE"}, None)],
 )
 def test_idle_threads_sleep_unless_the_user_says_otherwise(
     given: dict[str, str], spins: str | None, monkeypatch: pytest.MonkeyPatch
