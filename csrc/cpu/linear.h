@@ -15,7 +15,6 @@ namespace TRUNKLINE_ISA {
 constexpr long ROW_BLOCK = 96;         // rows whose sums are kept at hand while a slab is read
 constexpr long TILE_BLOCK = 64;        // the same for tiles: sums, a stretch and two groups of rows fit the first cache
 constexpr long SERIAL_WORK = 1 << 15;  // weights x rows below which threads cost more than they save
-constexpr long PAST_CACHES = 1 << 20;  // bytes of a result that is written past the caches
 constexpr long TILE_AHEAD = 16384;     // bytes between weights in use and those that tiles fetch meanwhile
 
 INLINE VF activate(VF x, Gate gate) {
@@ -31,8 +30,6 @@ static void finish(const LinearArgs& args, long row, long rows, long first, long
     const float* const bias = args.bias ? args.bias + first * PANEL : nullptr;
     const T* residual = args.residual ? (const T*)args.residual + row * n : nullptr;
     T* out = (T*)args.out + row * n;
-    // What no cache holds until it is read need not be read before it is written.
-    const bool past = !residual && args.m * n * long(sizeof(T)) > PAST_CACHES && n % PANEL == 0 && uintptr_t(out) % LINE == 0;
     for (const float* end = c + rows * width * PANEL; c < end; out += n, residual += residual ? n : 0) {
         for (long p = 0, column = from; p < width; p += unit, column += PANEL, c += unit * PANEL) {
             float values[PANEL];
@@ -45,9 +42,7 @@ static void finish(const LinearArgs& args, long row, long rows, long first, long
                     if (bias) up += load(bias + (p + 1) * PANEL + i * W);
                     v = activate(v, gate) * up;
                 }
-                if (past)
-                    store_past(out + column + i * W, v);
-                else if (columns == PANEL)
+                if (columns == PANEL)
                     store(out + column + i * W, residual ? v + load(residual + column + i * W) : v);
                 else
                     store(values + i * W, v);
@@ -206,7 +201,6 @@ static void product(const LinearArgs& args) {
             share.slabs(cut.begin(block), cut.begin(block + 1) - cut.begin(block), from, to);
             u += to - from;
         }
-        settle();
         if (args.choices) {
 #pragma omp barrier
             for (long r = m * me / team; r < m * (me + 1) / team; r++) {

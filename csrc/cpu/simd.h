@@ -100,16 +100,6 @@ INLINE void store(uint16_t* to, VF v) {
     VH half = narrow(v);
     __builtin_memcpy(to, &half, sizeof half);
 }
-// To where W numbers would be aligned, past the caches; others see it after `settle`.
-#if defined(__AVX512BF16__)
-INLINE void store_past(float* to, VF v) { _mm512_stream_ps(to, (__m512)v); }
-INLINE void store_past(uint16_t* to, VF v) { _mm256_stream_si256((__m256i*)to, (__m256i)narrow(v)); }
-INLINE void settle() { _mm_sfence(); }
-#else
-template <class T>
-INLINE void store_past(T* to, VF v) { store(to, v); }
-INLINE void settle() {}
-#endif
 INLINE void store_one(float* to, float value) { *to = value; }
 INLINE void store_one(uint16_t* to, float value) { *to = narrow(value); }
 
