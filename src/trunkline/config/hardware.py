@@ -86,9 +86,9 @@ def share_cores() -> None:
     """Let idle OpenMP threads of this process, and those it starts, sleep after some 50 microseconds.
 
     The runtime's own default is to spin for milliseconds, which on a machine that does anything else costs up
-    to 10 times the speed (measured with two busy cores); to sleep at once costs a batch of one 12 % of its speed, as
-    each operation then wakes the others. Works before torch is loaded; the user's own
-    OMP_WAIT_POLICY or GOMP_SPINCOUNT prevails.
+    to 10 times the speed (measured with two busy cores). To sleep at once costs a batch of one 12 % of its
+    speed, as each operation then wakes the others. Works before torch is loaded; the user's own OMP_WAIT_POLICY
+    or GOMP_SPINCOUNT prevails.
     """
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "6000")
