@@ -87,8 +87,8 @@ def share_cores() -> None:
 
     The runtime's own default is to spin for milliseconds, which on a machine that does anything else costs up
     to 10 times the speed (measured with two busy cores). To sleep at once costs a batch of one 12 % of its
-    speed, as each operation then wakes the others. Works before torch is loaded; the user's own OMP_WAIT_POLICY
-    or GOMP_SPINCOUNT prevails.
+    speed, as each operation then wakes the others. Works before torch is loaded; the user's own
+    OMP_WAIT_POLICY or GOMP_SPINCOUNT prevails.
     """
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "6000")
