@@ -49,7 +49,7 @@ class Case:
     pauses: bool = False  # a registered constraint: a request may run nothing now and then
     exact: bool = False
     jump_forward: bool = True
-    mask_threads: int = 0
+    mask_beside: bool = False
     compile_steps: int = 0  # most steps that a grammar takes to compile
     session_ends: dict[int, str] = field(default_factory=dict)  # step -> session
     halts: dict[int, PauseMode] = field(default_factory=dict)  # step -> generation is paused and goes on
@@ -118,7 +118,7 @@ def make_case(seed: int) -> Case:
         breaks=_breaks(rng) if rng.random() < 0.06 else {},
         pauses=rng.random() < 0.05,
         jump_forward=rng.random() < 0.8,
-        mask_threads=rng.choice((0, 0, 0, 2)),
+        mask_beside=rng.choice((False, False, False, True)),
         compile_steps=rng.choice((0, 0, 1, 6)),
         session_ends=ends,
         halts=_halts(urgency, last),

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from tests.sim.integers import EOS_IDS, NUM_SAMPLED, mix
-from trunkline.grammar.protocol import Grammar, GrammarError, MaskRow
+from trunkline.grammar.protocol import Grammar, GrammarError, MaskRow, Matcher
 from trunkline.messages import AddRequest
 from trunkline.types import GrammarSpec
 
@@ -69,6 +69,9 @@ class ToyMatcher:
         for token in spelled(self.source, self.tokens):
             row.view(np.uint32)[token >> 5] |= np.uint32(1 << (token & 31))
         self.asked["masks"] += 1
+
+    def prepare(self, matchers: Sequence[Matcher]) -> None:
+        self.asked["prepared"] += len(matchers)
 
     def accept(self, token_id: int) -> bool:
         good = token_id in spelled(self.source, self.tokens)

@@ -144,7 +144,7 @@ class Simulation:
         )
         self.worker.trace = self._seen
         self._trace = trace
-        guidance = Guidance(self.compiler, EOS_IDS, VOCAB_SIZE, threads=case.mask_threads)
+        guidance = Guidance(self.compiler, EOS_IDS, VOCAB_SIZE, beside=case.mask_beside)
         self.core = EngineCore(self.scheduler, self.worker, case.scheduler.depth, guidance)
         self.live: dict[str, Stream] = {}
         self.counts: Counter[str] = Counter()

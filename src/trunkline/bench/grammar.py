@@ -1,7 +1,8 @@
 """`trunkline bench grammar`: compile times and masks of some constraints, with a model's vocabulary.
 
 A text that matches is stepped token by token. What counts is a request's share of each step: `mask` fills a
-row, `accept` takes a token, `forced` looks for text that needs no step. The first walk warms up, uncounted.
+row, `accept` takes a token, `forced` looks for text that needs no step. `rowsN` fills the masks of a
+step with N rows of the constraint, `oneN` the same in one thread. The first walk warms up, uncounted.
 """
 
 from __future__ import annotations
@@ -10,24 +11,28 @@ import asyncio
 import json
 import sys
 import time
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from trunkline.bench.constrained import beside_hostile, compare
 from trunkline.bench.report import Number, percentile
 from trunkline.config.cli import help_text, parse, wants_help
 from trunkline.config.flags import flag
 from trunkline.config.resolve import SEEDLING
+from trunkline.engine.guidance import fill_masks
 from trunkline.grammar.backend import Backend, make_backend
-from trunkline.grammar.protocol import GrammarKind, GrammarSpec
+from trunkline.grammar.protocol import Grammar, GrammarKind, GrammarSpec
+from trunkline.scheduler.guide import Guide
 from trunkline.text.tokenizer import Tokenizer
 from trunkline.types import RequestError
 
-ABOUT = "Measure how long grammars take to compile and masks to fill, for one row in one thread."
+ABOUT = "Measure how long grammars take to compile and masks to fill, for one row and for many."
 SCHEMA = """{
 "type": "object", "required": ["name", "age", "address"], "properties": {
     "name": {"type": "string"}, "age": {"type": "integer", "minimum": 0, "maximum": 150},
@@ -39,6 +44,7 @@ VALUE = (
     '{"name": "Maria Gonzales", "age": 42, "email": "maria@example.com", "tags": ["new", "a big one"], '
     '"address": {"street": "12 Long Street, Building 4", "zip": "12345"}}'
 )
+BATCHES = 1, 8, 32
 CONSTRAINTS: tuple[tuple[str, GrammarKind, str, str], ...] = (
     ("json_schema", "json_schema", SCHEMA, VALUE),
     ("json_object", "json_object", "", VALUE),
@@ -141,5 +147,40 @@ def measure(
     for what, percents in (("mask", (50, 90, 99)), ("accept", (50,)), ("forced", (50, 99))):
         for percent in percents:
             at = percentile(spans[what], percent)
-            found[f"{what}_p{percent}"] = None if at is None else round(at * 1e6, 1)
+            found[f"{what}_p{percent}"] = _microseconds(at)
+    for rows in BATCHES:
+        for prefix, fill in (("one", _fill_alone), ("rows", fill_masks)):
+            walks = [_walk_batch(grammar, tokens, (rows, len(mask)), fill) for _ in range(repeat + 1)]
+            found[f"{prefix}{rows}_p50"] = _microseconds(percentile(list(chain(*walks[1:])), 50))
     return found
+
+
+def _microseconds(seconds: float | None) -> float | None:
+    return None if seconds is None else round(seconds * 1e6, 1)
+
+
+Row = tuple[Guide, frozenset[int]]
+
+
+def _fill_alone(rows: Sequence[Row], words: npt.NDArray[np.int32]) -> None:
+    for (guide, banned), mask in zip(rows, words, strict=True):
+        guide.fill_mask(mask, banned)
+
+
+def _walk_batch(
+    grammar: Grammar,
+    tokens: list[int],
+    shape: tuple[int, int],
+    fill: Callable[[Sequence[Row], npt.NDArray[np.int32]], object],
+) -> list[float]:
+    """Seconds for the masks of each step; `shape`: rows, words of a mask."""
+    rows = [(Guide(grammar.matcher(), ()), frozenset[int]()) for _ in range(shape[0])]
+    words = np.zeros(shape, np.int32)
+    spans = []
+    for token in tokens:
+        begun = time.perf_counter()
+        fill(rows, words)
+        spans.append(time.perf_counter() - begun)
+        for guide, _ in rows:
+            guide.follow([token])
+    return spans

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import queue
+import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
@@ -19,8 +20,11 @@ from trunkline.scheduler.request import Request
 from trunkline.scheduler.scheduler import GuidedRow
 from trunkline.types import FinishReason, GrammarSpec, RequestError
 
-MASK_THREADS = 4
-ROWS_PER_TASK = 4  # masks that one task fills: waking a thread costs about as much as one of them
+# Seconds. A mask takes 3 us or 40, as its grammar is; waking threads 10 to 150, copying what they computed 3.
+# The first masks of a step find nothing in the caches of the processor.
+WORTH_THREADS = 300e-6
+COPY = 5e-6
+COLD = 30e-6
 
 
 class Compiler(Protocol):
@@ -87,8 +91,9 @@ class Guidance:
     """Makes the guides of requests, and the masks of steps. Used by the loop's thread alone; `wake` is called
     from others when there is news. Without a compiler, grammars are refused.
 
-    `threads` fill masks while a step runs; none: the loop's thread does, behind the forward pass. On a CPU
-    whose cores all compute, another thread would hold up all of them.
+    `beside`: masks are filled while a step runs; else behind the forward pass, in the loop's thread. On a CPU
+    whose cores all compute, another thread would hold up all of them. Both leave slow ones to the threads of
+    the grammar backend.
     """
 
     def __init__(
@@ -96,7 +101,7 @@ class Guidance:
         compiler: Compiler | None = None,
         eos_ids: Iterable[int] = (),
         vocab_size: int = 0,
-        threads: int = 0,
+        beside: bool = False,
     ) -> None:
         self.wake: Callable[[], None] = _nothing
         self.counters = {"grammars": 0, "grammars_refused": 0}
@@ -104,9 +109,7 @@ class Guidance:
         self._eos_ids = tuple(eos_ids)
         self._words = -(-vocab_size // 32)
         self._done: queue.SimpleQueue[tuple[Request, Future[Grammar]]] = queue.SimpleQueue()
-        self._threads: ThreadPoolExecutor | None = None
-        if threads:
-            self._threads = ThreadPoolExecutor(min(threads, MASK_THREADS), "trunkline-mask")
+        self._thread = ThreadPoolExecutor(1, "trunkline-mask") if beside else None
 
     # ------------------------------------------------------------------ compiling
     def check(self, message: AddRequest) -> None:
@@ -158,14 +161,14 @@ class Guidance:
     # ------------------------------------------------------------------ masks
     def begin_masks(self, rows: Sequence[GuidedRow]) -> StepMasks:
         """Start on the masks of one step with the rows whose tokens are known already."""
-        masks = StepMasks(self._threads, self._words)
-        if self._threads is not None:
+        masks = StepMasks(self._thread, self._words)
+        if self._thread is not None:
             masks.add(rows)
         return masks
 
     def close(self) -> None:
-        if self._threads is not None:
-            self._threads.shutdown(wait=False, cancel_futures=True)
+        if self._thread is not None:
+            self._thread.shutdown(wait=False, cancel_futures=True)
         if self._compiler is not None:
             self._compiler.close()
 
@@ -174,9 +177,9 @@ class StepMasks:
     """The masks of one step in the making. `failed`, after `result`: requests whose grammar broke down; they
     go unmasked and must be ended."""
 
-    def __init__(self, threads: ThreadPoolExecutor | None, words: int) -> None:
+    def __init__(self, thread: ThreadPoolExecutor | None, words: int) -> None:
         self.failed: list[tuple[Request, FinishReason]] = []
-        self._threads = threads
+        self._thread = thread
         self._words = words
         self._parts: list[
             tuple[list[GuidedRow], npt.NDArray[np.int32], Callable[[], list[Exception | None]]]
@@ -187,12 +190,11 @@ class StepMasks:
         """Start on the masks of rows that were not added before."""
         fresh = [row for row in rows if row.at not in self._seen]
         self._seen.update(row.at for row in fresh)
-        for low in range(0, len(fresh), ROWS_PER_TASK):
-            part = fresh[low : low + ROWS_PER_TASK]
-            words = np.empty((len(part), self._words), np.int32)
-            fill = partial(_fill, part, words)
+        if fresh:
+            words = np.empty((len(fresh), self._words), np.int32)
+            fill = partial(fill_masks, [(row.guide, row.banned) for row in fresh], words)
             self._parts.append(
-                (part, words, fill if self._threads is None else self._threads.submit(fill).result)
+                (fresh, words, fill if self._thread is None else self._thread.submit(fill).result)
             )
 
     def result(self) -> Masks | None:
@@ -210,11 +212,25 @@ class StepMasks:
         return Masks([at for at, _ in good], np.stack([mask for _, mask in good]))
 
 
-def _fill(rows: Sequence[GuidedRow], words: npt.NDArray[np.int32]) -> list[Exception | None]:
+def fill_masks(
+    rows: Sequence[tuple[Guide, frozenset[int]]], words: npt.NDArray[np.int32]
+) -> list[Exception | None]:
+    """Fill one row of `words` (`plan.Masks`) for each guide and what is banned there. Returns what went wrong
+    with each; the others are not affected.
+
+    One after the other, until what is left looks slow enough that threads compute it first, at once.
+    """
     errors: list[Exception | None] = []
-    for row, mask in zip(rows, words, strict=True):
+    begun, alone = time.perf_counter(), True
+    for done, ((guide, banned), mask) in enumerate(zip(rows, words, strict=True)):
+        slow = time.perf_counter() - begun - done * COPY - COLD
+        if alone and done and slow * (len(rows) - done) > WORTH_THREADS * done:
+            alone = False
+            matchers = [matcher for later, _ in rows[done:] if (matcher := later.asked) is not None]
+            if len(matchers) > 1:
+                matchers[0].prepare(matchers)
         try:
-            row.guide.fill_mask(mask, row.banned)
+            guide.fill_mask(mask, banned)
         except Exception as error:
             errors.append(error)
         else:

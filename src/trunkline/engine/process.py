@@ -111,10 +111,8 @@ def _guidance(config: EngineConfig, spec: ModelSpec) -> Guidance:
 
     wanted = config.grammar.backend != "none" and bool(spec.eos_token_ids)
     cores = len(os.sched_getaffinity(0))
-    spare = cores if config.model.device == "cuda" else max(0, cores - config.model.threads)
-    return Guidance(
-        LateCompiler(compiler) if wanted else None, spec.eos_token_ids, spec.vocab_size, threads=spare
-    )
+    beside = config.model.device == "cuda" or config.model.threads < cores
+    return Guidance(LateCompiler(compiler) if wanted else None, spec.eos_token_ids, spec.vocab_size, beside)
 
 
 def run_loop(core: EngineCore, channel: Channel, ready: Ready) -> None:

@@ -17,6 +17,7 @@ class Backend(Protocol):
 
     tokens: TokenTable
     specials: Mapping[str, int]  # texts of special tokens, but for EOS
+    threads: int = 1  # that compute masks of one grammar at once
     _layout: Layout
 
     def __init__(self, vocabulary: Vocabulary, eos_ids: Sequence[int], layout: Layout | None = None) -> None:
@@ -34,12 +35,12 @@ class Backend(Protocol):
         """A constraint as a grammar's text. Raises GrammarError."""
         return write_grammar(spec, self._layout, self.new_text())
 
-    def compile_text(self, text: str, kind: GrammarKind) -> CompiledGrammar:
+    def compile_text(self, text: str, kind: GrammarKind, threads: int = 1) -> CompiledGrammar:
         """From a text that was written for a constraint of this kind. Raises GrammarError."""
 
     def compile(self, spec: GrammarSpec) -> CompiledGrammar:
         """May take long and a lot of memory: see `GrammarCompiler`. Raises GrammarError."""
-        return self.compile_text(self.write(spec), spec.kind)
+        return self.compile_text(self.write(spec), spec.kind, self.threads)
 
 
 def make_backend(

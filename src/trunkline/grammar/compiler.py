@@ -44,7 +44,8 @@ class SandboxedCompile:
         self._sandbox = sandbox
 
     def __call__(self, spec: GrammarSpec) -> Grammar:
-        return self._backend.compile_text(self._sandbox.compile(spec), spec.kind)
+        text = self._sandbox.compile(spec)
+        return self._backend.compile_text(text, spec.kind, self._backend.threads)
 
     def prepare(self) -> None:
         self._sandbox.start()

@@ -6,11 +6,14 @@ It only ever sees Lark grammars that are written here, so what is accepted is de
 from __future__ import annotations
 
 import logging
+import os
 import re
 from collections.abc import Sequence
 from ctypes import addressof, c_char
+from functools import cached_property
 
 import llguidance
+import numpy as np
 
 from trunkline.grammar.backend import Backend
 from trunkline.grammar.json_text import Layout
@@ -21,6 +24,9 @@ from trunkline.grammar.protocol import GrammarError, GrammarKind, MaskRow, Vocab
 log = logging.getLogger(__name__)
 
 BYTES_PER_GRAMMAR = 64 << 10  # of a compiled grammar beside its text; lexer states come on top as it is used
+
+
+MASK_THREADS = 4
 
 
 def _limits(items_in_row: int) -> llguidance.LLParserLimits:
@@ -76,18 +82,31 @@ class LlguidanceBackend(Backend):
 
     def __init__(self, vocabulary: Vocabulary, eos_ids: Sequence[int], layout: Layout | None = None) -> None:
         super().__init__(vocabulary, eos_ids, layout)
-        self._trie = llguidance.LLTokenizer(
+        self.trie = llguidance.LLTokenizer(
             llguidance.TokenizerWrapper(_Source(vocabulary, eos_ids)),
             eos_token=list(eos_ids),
             slices=list(SLICES),
         )
+        self.threads = min(MASK_THREADS, len(os.sched_getaffinity(0)))
+
+    @cached_property
+    def executor(self) -> llguidance.LLExecutor:
+        """Its threads start when they are needed first, which is never in a sandbox."""
+        return llguidance.LLExecutor(self.threads)
 
     def new_text(self) -> LarkGrammar:
         return LarkGrammar(self.specials)
 
-    def compile_text(self, text: str, kind: GrammarKind) -> CompiledGrammar:
+    def compile_text(self, text: str, kind: GrammarKind, threads: int = 1) -> CompiledGrammar:
+        """Copies of a parser share its lexer and the lock of it: a parser for each thread."""
+        named = set(map(int, _SPECIAL.findall(text)))
+        starts = [_Parser(self, self._matcher(text, kind), bool(named), lane) for lane in range(threads)]
+        num_bytes = threads * BYTES_PER_GRAMMAR + 16 * len(text)
+        return CompiledGrammar(self.tokens.with_special(named), starts, num_bytes)
+
+    def _matcher(self, text: str, kind: GrammarKind) -> llguidance.LLMatcher:
         matcher = llguidance.LLMatcher(
-            self._trie,
+            self.trie,
             llguidance.LLMatcher.grammar_from_lark(text),
             log_level=0,
             limits=EBNF_LIMITS if kind == "ebnf" else LIMITS,
@@ -97,19 +116,33 @@ class LlguidanceBackend(Backend):
         if matcher.is_error():
             log.info("llguidance: %s", matcher.get_error())
             raise GrammarError("the grammar is beyond the limits of its backend", code="grammar_too_complex")
-        named = set(map(int, _SPECIAL.findall(text)))
-        parser = _Parser(self._trie, matcher, bool(named))
-        return CompiledGrammar(self.tokens.with_special(named), parser, BYTES_PER_GRAMMAR + 16 * len(text))
+        return matcher
 
 
 class _Parser:
     """`matcher.Parser` over llguidance's. EOS never reaches the latter: it would close it for rollback."""
 
-    def __init__(self, trie: llguidance.LLTokenizer, inner: llguidance.LLMatcher, special: bool) -> None:
-        """`special`: the grammar names special tokens."""
-        self._trie = trie
+    def __init__(
+        self, backend: LlguidanceBackend, inner: llguidance.LLMatcher, special: bool, lane: int
+    ) -> None:
+        """`special`: the grammar names special tokens. Parsers of a grammar and lane wait for each other."""
+        self._backend = backend
         self._special = special
         self._inner = inner
+        self._lane = lane
+
+    def prepare(self, parsers: Sequence[_Parser]) -> None:
+        live = [parser for parser in parsers if not parser._inner.is_stopped()]
+        if not live:
+            return
+        live.sort(key=lambda parser: parser._lane)  # each thread begins with a stretch of them
+        unread = np.empty((len(live), self._backend.tokens.words), np.int32)  # a matcher keeps its last mask
+        self._backend.executor.unsafe_compute_mask_ptr(
+            [(parser._inner, at) for at, parser in enumerate(live)],
+            unread.ctypes.data,
+            unread.strides[0],
+            len(live),
+        )
 
     def fill_mask(self, row: MaskRow) -> None:
         address = addressof(c_char.from_buffer(row.data))  # a microsecond less than `row.ctypes`
@@ -140,7 +173,7 @@ class _Parser:
 
     def ends_after(self, text: bytes) -> bool:
         trial = self._inner.deep_copy()
-        tokens = self._trie.greedy_tokenize(text.decode("utf-8", "ignore"))
+        tokens = self._backend.trie.greedy_tokenize(text.decode("utf-8", "ignore"))
         return (
             trial.validate_tokens(tokens) == len(tokens)
             and trial.consume_tokens(tokens)
@@ -154,7 +187,7 @@ class _Parser:
         return self._inner.is_stopped() and not self._inner.is_error()
 
     def copy(self) -> _Parser:
-        return _Parser(self._trie, self._inner.deep_copy(), self._special)
+        return _Parser(self._backend, self._inner.deep_copy(), self._special, self._lane)
 
     def _check(self) -> None:
         if self._inner.is_error():

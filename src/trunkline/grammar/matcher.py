@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Sequence
 from copy import copy
+from itertools import cycle
 from typing import Protocol, Self
 
 import numpy as np
 
 from trunkline.grammar.canonical import canonical_tokens
-from trunkline.grammar.protocol import MaskRow, Vocabulary
+from trunkline.grammar.protocol import MaskRow, Matcher, Vocabulary
 
 _SPECIAL = re.compile(rb"\xff\[([0-9]+)\]")
 
@@ -21,6 +22,9 @@ class Parser(Protocol):
     def fill_mask(self, row: MaskRow) -> None:
         """Overwrite `row`, as wide as the vocabulary; the bit of the first EOS token is set where the text
         may end. Raises GrammarError."""
+
+    def prepare(self, parsers: Sequence[Self]) -> None:
+        """See `protocol.Matcher`."""
 
     def accept(self, token_id: int) -> bool:
         """Raises GrammarError."""
@@ -106,6 +110,10 @@ class TokenMatcher:
         if len(rest):
             rest.fill(0)
 
+    def prepare(self, matchers: Sequence[Matcher]) -> None:
+        same = (matcher for matcher in matchers if isinstance(matcher, TokenMatcher))
+        self._parser.prepare([matcher._parser for matcher in same if not matcher._ended])
+
     def accept(self, token_id: int) -> bool:
         if self._ended:
             return False
@@ -160,12 +168,12 @@ class TokenMatcher:
 
 
 class CompiledGrammar:
-    """A parser that was never moved, and is copied for each request."""
+    """Parsers that were never moved, one of which is copied for each request, in turn."""
 
-    def __init__(self, tokens: TokenTable, start: Parser, num_bytes: int) -> None:
+    def __init__(self, tokens: TokenTable, starts: Sequence[Parser], num_bytes: int) -> None:
         self._tokens = tokens
-        self._start = start
+        self._starts = cycle(starts)
         self.num_bytes = num_bytes
 
     def matcher(self) -> TokenMatcher:
-        return TokenMatcher(self._tokens, self._start.copy(), [])
+        return TokenMatcher(self._tokens, next(self._starts).copy(), [])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
@@ -48,6 +49,10 @@ class Matcher(Protocol):
         Raises GrammarError (`grammar_too_complex`) when the grammar exceeds its work limit here: the request
         ends, its matcher is of no more use.
         """
+
+    def prepare(self, matchers: Sequence[Matcher]) -> None:
+        """Compute the masks of these, which have the same backend, in parallel, for `fill_mask` to copy: as
+        long as the slowest takes; what fails says so in `fill_mask`. Nothing but time depends on it."""
 
     def accept(self, token_id: int) -> bool:
         """Take one token; EOS too, where the grammar may end. False, and nothing changed, if not allowed."""

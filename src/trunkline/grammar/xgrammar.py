@@ -60,7 +60,7 @@ class XgrammarBackend(Backend):
     def new_text(self) -> EbnfGrammar:
         return EbnfGrammar(self.specials)
 
-    def compile_text(self, text: str, kind: GrammarKind) -> CompiledGrammar:
+    def compile_text(self, text: str, kind: GrammarKind, threads: int = 1) -> CompiledGrammar:
         try:
             compiled = self._compiler.compile_grammar(xgrammar.Grammar.from_ebnf(text, root_rule_name=START))
         except RuntimeError as error:
@@ -68,7 +68,7 @@ class XgrammarBackend(Backend):
                 f"the grammar is beyond what xgrammar takes: {error}", code="grammar_too_complex"
             ) from error
         parser = _Parser(self.tokens, xgrammar.GrammarMatcher(compiled))
-        return CompiledGrammar(self.tokens, parser, compiled.memory_size_bytes + len(text))
+        return CompiledGrammar(self.tokens, [parser], compiled.memory_size_bytes + len(text))
 
 
 class _Parser:
@@ -82,6 +82,9 @@ class _Parser:
         with _bounded():
             if not self._inner.fill_next_token_bitmask(row.reshape(1, -1)):
                 row[:] = -1  # every token may come
+
+    def prepare(self, parsers: Sequence[_Parser]) -> None:
+        """Nothing: a mask is not kept, and of a batch nothing tells which row took too long."""
 
     def accept(self, token_id: int) -> bool:
         with _bounded():

@@ -74,6 +74,11 @@ class Guide:
                 self._dictated = []
         return self._dictated
 
+    @property
+    def asked(self) -> Matcher | None:
+        """The matcher whose mask is what may come next, if that takes one."""
+        return None if self._thinking is not None or self.forced() else self._matcher
+
     def fill_mask(self, row: MaskRow, banned: Collection[int]) -> None:
         """Overwrite `row` (`plan.Masks`) with what may come next. `banned` tokens are left out, unless the
         grammar allows nothing else. Raises what the matcher raises."""
