@@ -22,6 +22,8 @@ namespace TRUNKLINE_ISA {
 constexpr long FEW_ROWS = 32;   // of such tiles, a thread takes several heads side by side, or some of the blocks
 constexpr long NEAR_BYTES = 1 << 19;  // of keys and values that a thread has in use: they stay in the second cache
 constexpr long SERIAL_PRODUCTS = 1 << 18;  // up to here threads cost more than they save
+constexpr long EDGE = 2 * PANEL;  // keys that are copied at once
+constexpr long FETCH_AHEAD = 1024;  // bytes between what is fetched and what is then in use
 
 // Tokens of a request, one after another, whose rows are part of a tile.
 struct Segment {
@@ -43,6 +45,7 @@ template <class T>
 struct Keys {
     const T* at[BLOCK];  // a token's keys of all heads, or null
     long start, first, last;  // position of the block; keys [first, last) of it
+    bool even[BLOCK / PANEL];  // of few rows: whether all keys of a panel are there, as far apart as in a page
 };
 
 struct Geometry {
@@ -194,7 +197,8 @@ struct Worker {
     float* levels;   // [2, BLOCK]: scales of the block's keys and values of a head, where they are whole numbers
     char* keys;    // a slab
     char* values;  // slabs
-    T* edge;       // [17, dim]: rows of 16 keys where dim is no multiple of 32, and zeros
+    T* edge;       // [EDGE + 1, dim]: rows of keys that can't be used where they lie, and zeros
+    char* columns;  // [heads, dim]: rows of q as a panel, where they are few
     Keys<T>* now;  // the block's
     long rows = 0, padded = 0;  // of the item, and that as a multiple of 16
     long active = 0, active_end = 0;  // rows that the block's keys are for
@@ -223,14 +227,15 @@ struct Worker {
         levels = (float*)carve(at, 2 * BLOCK * 4);
         keys = carve(at, SPAN * g.dim * sizeof(X));
         values = carve(at, (g.dim + SPAN) / SPAN * SPAN * BLOCK * sizeof(X));
-        edge = (T*)carve(at, 17 * g.dim * sizeof(T));
+        edge = (T*)carve(at, (EDGE + 1) * g.dim * sizeof(T));
+        columns = carve(at, on_tiles<X> ? g.heads * g.dim * PANEL * sizeof(X) : 0);
         now = (Keys<T>*)carve(at, sizeof(Keys<T>));
         return at - begin;
     }
     void clear_edge() {
-        for (long i = 0; i < 17 * g.dim; i++) edge[i] = 0;
+        for (long i = 0; i < (EDGE + 1) * g.dim; i++) edge[i] = 0;
     }
-    const T* zeros() const { return edge + 16 * g.dim; }
+    const T* zeros() const { return edge + EDGE * g.dim; }
 
     // Keys of the block that active rows see, the first of which are those of tokens at `lowest`, the last of ones
     // at `highest`.
@@ -251,16 +256,32 @@ struct Worker {
             const T* token = (const T*)a.pool + (pages[page] * page_size + offset) * slot_width;
             for (long i = offset; i < page_size && j < limit; i++, j++, token += slot_width) to.at[j] = token;
         }
+        for (long p = 0; p < BLOCK / PANEL && few(); p++) {
+            const T* const* row = to.at + p * PANEL;
+            to.even[p] = a.dim == g.dim && p * PANEL >= to.first && (p + 1) * PANEL <= to.last;
+            for (long i = 1; to.even[p] && i < PANEL; i++) to.even[p] = row[i] == row[0] + i * slot_width;
+        }
     }
 
     // Read all lines that the block's heads need, one after another: then memory delivers as fast as it can, and
-    // packing finds them in the second cache. (Lines fetched ahead while packing came late or were dropped.)
+    // products find them in the second cache. (Lines fetched while another block is computed gained nothing.)
     void fetch(const Item& item) const {
+        if (item.heads == a.kv_heads)
+            read_lines<true>(item);
+        else
+            read_lines<false>(item);
+    }
+    // AHEAD: what comes next in memory is needed too.
+    template <bool AHEAD>
+    void read_lines(const Item& item) const {
         const long bytes = item.heads * width * long(sizeof(T));
         for (long j = now->first; j < now->last; j++)
             for (long side = 0; side < 2; side++) {
                 const char* from = (const char*)(now->at[j] + (side * a.kv_heads + item.head) * width);
-                for (long b = 0; b < bytes; b += LINE) asm volatile("" ::"r"(from[b]));
+                for (long b = 0; b < bytes; b += LINE) {
+                    if (AHEAD) __builtin_prefetch(from + b + FETCH_AHEAD, 0, 2);
+                    asm volatile("" ::"r"(from[b]));
+                }
                 if (sizeof(T) == 1) asm volatile("" ::"r"(from[bytes - 1]));  // heads do not begin at lines
             }
     }
@@ -295,7 +316,16 @@ struct Worker {
             else
                 copy((const float*)a.q + token * a.q_stride + head * a.dim, to);
         });
+        if constexpr (IN_PLACE<X, T>)
+            for (long turn = 0; turn < item.heads && few(); turn++) {
+                const X* row[PANEL];
+                for (long i = 0; i < PANEL; i++) row[i] = q + (turn * padded + i) * g.dim;
+                pack_keys<X>(row, g.dim, columns + turn * g.dim * PANEL * long(sizeof(X)), LINE);
+            }
     }
+
+    // Whether keys and values are multiplied where they lie in the pool.
+    bool few() const { return IN_PLACE<X, T> && rows <= PANEL; }
 
     // Calls f(turn, row, index in q, head, carried state or null).
     template <class F>
@@ -433,7 +463,29 @@ struct Worker {
     }
     float factor() const { return (a.soft_cap != 0 ? 1 : a.scale) * 1.44269504f; }
 
+    // The keys or values of panels p and p + 1 in place; those outside [low, high) as zeros.
+    InPlace<T> in_place(long p, long offset, long low, long high) const {
+        const long from = p * PANEL, to = from + EDGE;
+        if (now->even[p] && now->even[p + 1] && low <= from && high >= to)
+            return {now->at[from] + offset, now->at[from + PANEL] + offset, 2 * a.kv_heads * width};
+        low = low > now->first ? low : now->first, high = high < now->last ? high : now->last;
+        for (long j = from; j < to; j++) {
+            const T* row = j >= low && j < high ? now->at[j] + offset : zeros();
+            __builtin_memcpy(edge + (j - from) * g.dim, row, a.dim * sizeof(T));
+        }
+        return {edge, edge + PANEL * g.dim, g.dim};
+    }
+
     void score(long head, long turn, const Scoring& how) {
+        if constexpr (IN_PLACE<X, T>)
+            if (few()) {
+                long from, to;
+                if (!seen(active, active_end - active, from, to)) from = to = 0;
+                for (long p = from; p < to; p += 2)
+                    score_in_place(in_place(p, head * width, 0, BLOCK), columns + turn * g.dim * PANEL * long(sizeof(X)),
+                                   g.dim, active, active_end, scores + p * PANEL);
+                return weigh_rows(active, active_end, from * PANEL, to * PANEL, how);
+            }
         long panel_from, panel_to;
         panels_of(now->first, now->last, panel_from, panel_to);
         const long last_slab = (panel_to - 1) / SLAB, count = active_end - active, turns = num_turns<X>(count);
@@ -449,8 +501,6 @@ struct Worker {
                                   here(to) - here(from), g.dim / unit_of<X>,
                                   scores + row * BLOCK + slab * SPAN + here(from) * PANEL, BLOCK);
                 if (slab != last_slab) continue;
-                if (how.key_scales || how.outer != 0)
-                    for (long r = row; r < row + some; r++) finish_scores(scores + r * BLOCK, from * PANEL, to * PANEL, how);
                 weigh_rows(row, row + some, from * PANEL, to * PANEL, how);
             }
         }
@@ -458,6 +508,8 @@ struct Worker {
 
     void weigh_rows(long row, long end, long from, long to, const Scoring& how) {
         auto sees = [&](long r) { return low[r] < high[r]; };
+        if (how.key_scales || how.outer != 0)
+            for (long r = row; r < end; r++) finish_scores(scores + r * BLOCK, from, to, how);
         while (row < end) {
             float* const at = scores + row * BLOCK;
             if (row + 4 <= end && sees(row) && sees(row + 1) && sees(row + 2) && sees(row + 3)) {
@@ -473,17 +525,30 @@ struct Worker {
         }
     }
 
-    // Rows [row, row + some): weights times values. The result is kept, or added to the total.
-    void add_rows(long turn, long row, long some, float* kept) {
+    // Weights of rows [row, row + some) times values of panels [from, to), for up to SPAN columns of the head from d on.
+    // In place, those of keys outside [low_key, high_key) are zeros; packed ones are so already.
+    void multiply_values(long head, long row, long some, long from, long to, long d, long low_key, long high_key, float* part) {
+        const X* weights = (const X*)(scores + row * BLOCK) + from * PANEL;
+        const long columns = g.dim - d < SPAN ? g.dim - d : SPAN;
+        if constexpr (IN_PLACE<X, T>)
+            if (few()) {
+                auto of = [&](long p) { return in_place(p, (a.kv_heads + head) * width, low_key, high_key).from(d); };
+                return columns == SPAN ? weigh_in_place<4>(weights, from, to, of, part)
+                                       : weigh_in_place<2>(weights, from, to, of, part);
+            }
+        const long line = from * PANEL / unit_of<X>, lines = (to - from) * PANEL / unit_of<X>;
+        const char* slab = values + d * BLOCK * long(sizeof(X)) + line * columns * 4;
+        multiply_turn(some, weights, BLOCK * unit_of<X>, slab, columns / PANEL, columns / PANEL, lines, part, SPAN);
+    }
+
+    // Weights of rows [row, row + some) times values. The result is kept, or added to the total.
+    void add_rows(long head, long turn, long row, long some, long low_key, long high_key, float* kept) {
         long from, to;
         if (!seen(row, some, from, to)) return;
-        const X* weights = (const X*)(scores + row * BLOCK) + from * PANEL;
-        const long line = from * PANEL / unit_of<X>, lines = (to - from) * PANEL / unit_of<X>;
         alignas(LINE) float part[AT_ONCE<X> * SPAN];
         for (long d = 0; d < g.dim; d += SPAN) {
             const long columns = g.dim - d < SPAN ? g.dim - d : SPAN;
-            const char* slab = values + d * BLOCK * long(sizeof(X)) + line * columns * 4;
-            multiply_turn(some, weights, BLOCK * unit_of<X>, slab, columns / PANEL, columns / PANEL, lines, part, SPAN);
+            multiply_values(head, row, some, from, to, d, low_key, high_key, part);
             for (long r = 0; r < some; r++)
                 if (kept)
                     __builtin_memcpy(kept + (row + r) * g.dim + d, part + r * SPAN, columns * 4);
@@ -497,6 +562,7 @@ struct Worker {
     bool spoiled(long head) const {
         long from = 0, to = BLOCK;
         for (long r = active; r < active_end; r++) from = low[r] > from ? low[r] : from, to = high[r] < to ? high[r] : to;
+        if (from <= now->first && to >= now->last) return false;
         for (long j = now->first; j < now->last; j++)
             if ((j < from || j >= to) && !finite(now->at[j] + (a.kv_heads + head) * width, a.dim)) return true;
         return false;
@@ -507,15 +573,16 @@ struct Worker {
         panels_of(now->first, now->last, from, to);
         from *= PANEL, to *= PANEL;
         if (!spoiled(head)) {
-            pack_block_values(head, from, to, 0, BLOCK);
+            if (!few()) pack_block_values(head, from, to, 0, BLOCK);
             const long count = active_end - active;
             for (long n = 0, turns = num_turns<X>(count); n < turns; n++)
-                add_rows(turn, active + turn_begin<X>(count, n), turn_begin<X>(count, n + 1) - turn_begin<X>(count, n), kept);
+                add_rows(head, turn, active + turn_begin<X>(count, n),
+                         turn_begin<X>(count, n + 1) - turn_begin<X>(count, n), 0, BLOCK, kept);
             return;
         }
         for (long r = active; r < active_end; r++) {
-            pack_block_values(head, from, to, low[r], high[r]);
-            add_rows(turn, r, 1, kept);
+            if (!few()) pack_block_values(head, from, to, low[r], high[r]);
+            add_rows(head, turn, r, 1, low[r], high[r], kept);
         }
     }
 

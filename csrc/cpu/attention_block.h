@@ -2,6 +2,7 @@
 //
 // Keys and values are packed into the slabs of micro.h: keys as columns of 64 (the sums run over the dimensions),
 // values as 64 columns of the head (the sums run over the keys). Keys that nobody may see are zeros there.
+// Few rows on tiles take them where they lie instead, with the same sums (see `IN_PLACE`).
 #pragma once
 
 #include "tiles.h"
@@ -167,7 +168,81 @@ INLINE __m512i zip(int first) {
     for (int i = 0; i < 32; i++) v[i] = uint16_t(first + i / 2 + i % 2 * 32);
     return (__m512i)v;
 }
+
+// 32 values of two keys as a line of pairs.
+INLINE void pack_pair(const uint16_t* first, const uint16_t* second, char* to) {
+    const __m512i a = load_as<__m512i>(first), b = load_as<__m512i>(second);
+    _mm512_storeu_si512(to, _mm512_permutex2var_epi16(a, zip(0), b));
+    _mm512_storeu_si512(to + LINE, _mm512_permutex2var_epi16(a, zip(16), b));
+}
 #endif
+
+// Whether products of few rows take keys and values as they lie in the pool: then packing would be most of the work.
+template <class X, class T>
+constexpr bool IN_PLACE = on_tiles<X> && sizeof(T) == 2;
+
+// Rows of 32 keys or values, 16 and 16, each `step` numbers after the one before.
+template <class T>
+struct InPlace {
+    const T *first, *second;
+    long step;
+
+    InPlace from(long d) const { return {first + d, second + d, step}; }
+};
+
+// Scores of such keys and of rows [from, to) of a panel of rows: keys are what tiles have as rows, the same products
+// and sums as of rows and packed keys.
+template <class T>
+INLINE void score_in_place(const InPlace<T>& keys, const char* panel, long dim, long from, long to, float* scores) {
+#if defined(TRUNKLINE_TILES)
+    alignas(LINE) float sums[2 * PANEL * PANEL];
+    Fetch nothing{nullptr, nullptr, 0, false};
+    const char *const at = (const char*)keys.first, *const below = (const char*)keys.second;
+    micro_tiles<TilePairs, 2, 1>({at, keys.step * 2, LINE, below - at}, panel, 1, dim / TilePairs::UNIT, false, sums, PANEL,
+                                 nothing);
+    for (long half = 0; half < 2; half++) {
+        VU square[W];
+#pragma GCC unroll 16
+        for (int i = 0; i < W; i++) square[i] = load_as<VU>(sums + (half * PANEL + i) * PANEL);
+        transpose(square);
+        for (long r = from; r < to; r++) store(scores + r * BLOCK + half * PANEL, (VF)square[r]);
+    }
+#endif
+}
+
+// Sums of weights times values of panels [from, to), where `values(panel)` are, of P panels of the head. Values are
+// packed by steps, which stay in the first cache.
+template <int P, class F>
+INLINE void weigh_in_place(const uint16_t* weights, long from, long to, F values, float* sums) {
+#if defined(TRUNKLINE_TILES)
+    alignas(LINE) char packed[2][TILE_LINES * P * LINE];
+    tile_zero<0>(), tile_zero<1>(), tile_zero<2>(), tile_zero<3>();
+    for (long p = from; p < to; p += 2, weights += TilePairs::UNIT) {
+        const auto rows = values(p);
+        char* const at = packed[p / 2 % 2];
+        for (long half = 0; half < 2; half++) {
+            const uint16_t* row = half ? rows.second : rows.first;
+            char* to_line = at + half * PANEL / 2 * P * LINE;
+            for (long i = 0; i < PANEL; i += 2, row += 2 * rows.step, to_line += P * LINE)
+#pragma GCC unroll 2
+                for (long v = 0; v < P / 2; v++) pack_pair(row + v * 32, row + rows.step + v * 32, to_line + v * 2 * LINE);
+        }
+        tile_load<4>(weights, BLOCK * 4);
+        tile_load<6>(at, P * LINE);
+        TilePairs::dot<0, 4, 6>();
+        tile_load<7>(at + LINE, P * LINE);
+        TilePairs::dot<1, 4, 7>();
+        if constexpr (P > 2) {
+            tile_load<6>(at + 2 * LINE, P * LINE);
+            TilePairs::dot<2, 4, 6>();
+            tile_load<7>(at + 3 * LINE, P * LINE);
+            TilePairs::dot<3, 4, 7>();
+        }
+    }
+    tile_store<0>(sums, SPAN * 4), tile_store<1>(sums + PANEL, SPAN * 4);
+    if constexpr (P > 2) tile_store<2>(sums + 2 * PANEL, SPAN * 4), tile_store<3>(sums + 3 * PANEL, SPAN * 4);
+#endif
+}
 
 // One line of values: those of one key, or of a pair of keys.
 template <class T>
@@ -189,10 +264,7 @@ static void pack_values(const T* const* rows, long line, long dim, char* slabs) 
         for (long i = 0; i < columns; i += 32) {
 #if defined(__AVX512BF16__)
             if constexpr (sizeof(X) == 2 && sizeof(T) == 2) {
-                const __m512i a = load_as<__m512i>(rows[0] + d + i), b = load_as<__m512i>(rows[1] + d + i);
-                const __m512i low = zip(0), high = zip(16);
-                _mm512_storeu_si512(to + i * 4, _mm512_permutex2var_epi16(a, low, b));
-                _mm512_storeu_si512(to + i * 4 + LINE, _mm512_permutex2var_epi16(a, high, b));
+                pack_pair(rows[0] + d + i, rows[1] + d + i, to + i * 4);
                 continue;
             }
 #endif

@@ -169,3 +169,33 @@ def test_a_poisoned_request_spoils_only_itself(kernels: Kernels) -> None:
     )
     assert good.isfinite().all()
     assert not spoiled.isfinite().all()
+
+
+@pytest.mark.parametrize("heads", [(4, 2, 64), (6, 2, 96), (16, 1, 32), (3, 3, 40), (2, 1, 128)], ids=str)
+@pytest.mark.parametrize("window", [None, 90])
+@pytest.mark.parametrize("page_size", [1, 7, 16, 48])
+def test_few_rows_have_the_bits_of_many(
+    native_kernels: Kernels, heads: tuple[int, int, int], window: int | None, page_size: int
+) -> None:
+    """Few rows take bfloat16 keys where they lie, many pack them first: also subnormal and huge numbers."""
+    length = 330
+    q, kv = sequence(heads, length, page_size)
+    rare = torch.rand(kv.shape)
+    kv = torch.where(rare < 0.02, kv * 1e-39, torch.where(rare > 0.99, kv * 1e3, kv))
+    q = torch.where(torch.rand(q.shape) < 0.02, q * 1e-39, q).bfloat16()
+    kv[40, 0, :, 1], kv[77, 1, :, 2] = float("inf"), float("-inf")
+    kv[250, 0, :, 3], kv[301, 1, :, 3] = float("nan"), float("inf")  # later tokens see these, within a window
+    soft_cap = 5.0 * (window == 90)
+    pool = Pool(heads, page_size, 700 // page_size, page_size, dtype=torch.bfloat16, soft_cap=soft_cap)
+    pages = pool.place(kv)
+    (whole,) = attend(native_kernels, pool, window, [(q, length, pages)])
+    assert bool(whole[:40].isfinite().all()) and not bool(whole.isfinite().all())
+    done = 0
+    for size in (1, 2, 3, 1, 5, 1) * 100:
+        size = min(size, length - done)
+        if size == 0:
+            break
+        (part,) = attend(native_kernels, pool, window, [(q[done : done + size], done + size, pages)])
+        same = part.view(torch.int16) == whole[done : done + size].view(torch.int16)
+        assert bool((same | (part.isnan() & whole[done : done + size].isnan())).all()), (done, size)
+        done += size
