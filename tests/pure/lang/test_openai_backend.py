@@ -18,14 +18,24 @@ def answer(path: str, body: Any) -> Reply:
     chat = path.startswith("/v1/chat")
     texts = [f"reply{i}" if body.get("n", 1) > 1 else "reply" for i in range(body.get("n", 1))]
     if body.get("stream"):
-        parts = [{"delta": {"content": c}} if chat else {"text": c} for c in "reply"]
+        parts: list[dict[str, Any]] = [{"delta": {"content": c}} if chat else {"text": c} for c in "reply"]
+        if body.get("logprobs") is not None:
+            parts = [part | {"logprobs": logprobs(c, chat)} for part, c in zip(parts, "reply", strict=True)]
         last = {"delta": {}, "finish_reason": "stop"} if chat else {"text": "", "finish_reason": "stop"}
         return [*({"choices": [part]} for part in [*parts, last]), {"choices": [], "usage": USAGE}]
     choices = [
         {"index": i, "finish_reason": "stop", **({"message": {"content": t}} if chat else {"text": t})}
         for i, t in enumerate(texts)
     ]
+    if body.get("logprobs") is not None:
+        choices = [choice | {"logprobs": logprobs("reply", chat)} for choice in choices]
     return 200, {"id": "1", "choices": choices[::-1], "usage": USAGE}
+
+
+def logprobs(text: str, chat: bool) -> dict[str, Any]:
+    if chat:
+        return {"content": [{"token": c, "logprob": -float(ord(c))} for c in text], "refusal": None}
+    return {"tokens": list(text), "token_logprobs": [-float(ord(c)) for c in text], "top_logprobs": None}
 
 
 @pytest.fixture
@@ -77,6 +87,15 @@ def test_completion(server: FakeServer, stream: bool) -> None:
     assert "".join(state.text_iter()) == "text reply"
     assert (server.requests[0][0], server.requests[0][1]["prompt"]) == ("/v1/completions", "text ")
     assert continued.run(n=3, backend=completion_model(server))["a"] == ["reply0", "reply1", "reply2"]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("is_chat", [False, True])
+def test_logprobs_come_whole(server: FakeServer, is_chat: bool, stream: bool) -> None:
+    backend = chat_model(server, is_chat_model=is_chat)
+    state = (chat if is_chat else continued).run(backend=backend, stream=stream, return_logprob=True)
+    assert state["a"] == "reply"
+    assert state.get_meta_info("a")["logprobs"] == logprobs("reply", is_chat)
 
 
 def test_extensions_are_sent_where_they_ask_for_something(server: FakeServer) -> None:

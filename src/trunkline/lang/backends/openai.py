@@ -89,14 +89,17 @@ class OpenAI(Backend):
         if stream and sampling.n == 1:
             body |= {"stream": True, "stream_options": {"include_usage": True}}
             meta: dict[str, Any] = {}
+            logprobs: dict[str, Any] = {}
             if quote:
                 yield quote, meta
             async with aclosing(self._http.events(path + self._query, body)) as events:
                 async for event in events:
                     self._count(event.get("usage"))
                     for choice in event.get("choices") or ():
+                        _lengthen(logprobs, choice.get("logprobs") or {})
                         if choice.get("finish_reason"):
                             meta = {"finish_reason": {"type": choice["finish_reason"]}, "id": event.get("id")}
+                            meta |= {"logprobs": logprobs} if logprobs else {}
                         yield _text(choice, "delta"), meta
             if quote:
                 yield quote, meta
@@ -194,6 +197,12 @@ class OpenAI(Backend):
             with self._counting:
                 self.token_usage.prompt_tokens += usage.get("prompt_tokens", 0)
                 self.token_usage.completion_tokens += usage.get("completion_tokens", 0)
+
+
+def _lengthen(whole: dict[str, Any], part: dict[str, Any]) -> None:
+    """Add the log-probabilities of one event: lists, of which an event may leave some out."""
+    for name, value in part.items():
+        whole[name] = (whole.get(name) or []) + value if isinstance(value, list) else whole.get(name, value)
 
 
 def _text(choice: Mapping[str, Any], part: str) -> str:
