@@ -183,7 +183,7 @@ def test_few_rows_have_the_bits_of_many(
     rare = torch.rand(kv.shape)
     kv = torch.where(rare < 0.02, kv * 1e-39, torch.where(rare > 0.99, kv * 1e3, kv))
     q = torch.where(torch.rand(q.shape) < 0.02, q * 1e-39, q).bfloat16()
-    kv[40, 0, :, 1], kv[77, 1, :, 2] = float("inf"), float("-inf")
+    kv[40, 0, :, 1], kv[63, 1, :, 2] = float("inf"), float("-inf")  # 63: a step ends with it
     kv[250, 0, :, 3], kv[301, 1, :, 3] = float("nan"), float("inf")  # later tokens see these, within a window
     soft_cap = 5.0 * (window == 90)
     pool = Pool(heads, page_size, 700 // page_size, page_size, dtype=torch.bfloat16, soft_cap=soft_cap)
