@@ -59,7 +59,7 @@ static void finish(const LinearArgs& args, long row, long rows, long first, long
 template <class Kind>
 struct Rows {
     static constexpr long AT_HAND = Kind::TILES ? TILE_BLOCK : ROW_BLOCK;
-    static constexpr long NEAR = 1 << 20;  // bytes of activations in the second cache
+    static constexpr long NEAR = 3 << 19;  // bytes of activations in the second cache, beside two slabs
     long m, count, size;
 
     Rows(long rows, long k) : m(rows) {
