@@ -18,6 +18,7 @@ from trunkline.types import (
     Pooling,
     PrefixMiss,
     SamplingParams,
+    SessionTurn,
     Thinking,
     Timing,
     TokenLogprobs,
@@ -37,7 +38,7 @@ class AddRequest(msgspec.Struct, frozen=True, tag="add", omit_defaults=True, kw_
     priority: int = 0
     grammar: GrammarSpec | None = None  # what the output must match, behind its reasoning if it has any
     thinking: Thinking | None = None  # the output begins with reasoning
-    session: str = ""  # whose pages it leaves behind are evicted after others, until EndSession
+    turn: SessionTurn | None = None  # the pages it leaves behind are evicted after others, until EndSession
     pooling: Pooling | None = None  # the answer is a vector; no token comes out: `max_new_tokens` is 0
     explain_prefix: Explain = "no"  # report where the prompt left the prefix cache
     trace: bool = False  # report each step that computed its prompt

@@ -119,6 +119,16 @@ class CacheKey(msgspec.Struct, frozen=True):
     weight_version: str = "default"
 
 
+class SessionTurn(msgspec.Struct, frozen=True):
+    """A request's place in a session. `number` is never used there twice; the first `kept` tokens of its
+    prompt are those of turn `follows` (0: of none)."""
+
+    session: str
+    number: int
+    follows: int = 0
+    kept: int = 0
+
+
 MissReason = Literal[
     "whole_prompt", "page_tail", "prompt_logprobs", "disabled", "empty", "other_tokens", "end_of_branch",
     "evicted", "flushed",

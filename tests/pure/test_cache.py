@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterable
+from typing import Any
 
 import pytest
 
 from trunkline.cache import Lease, PrefixCache
-from trunkline.types import CacheKey
+from trunkline.types import CacheKey, SessionTurn
 
 KEY = CacheKey()
 
@@ -96,6 +98,53 @@ def test_a_disabled_cache_shares_nothing() -> None:
     assert cache.free_pages == 8
 
 
+def test_the_next_turn_looks_on_where_the_last_one_ended() -> None:
+    cache = PrefixCache(40, page_size=2)
+    seen = Counted(range(100))
+    first = leased(cache, list(range(20)))
+    cache.publish(first, list(range(20)), 20)
+    cache.keep(SessionTurn("s", 1), first)
+    cache.release(first)
+    for turn, compared in ((SessionTurn("s", 2, 1, 20), range(20, 22)), (SessionTurn("s", 2), range(20))):
+        seen.at.clear()
+        assert cache.match_length(KEY, seen, 30, turn) == 20
+        assert seen.at and min(seen.at) == compared[0] and max(seen.at) < 22
+    assert cache.match_length(CacheKey(salt="else"), seen, 30, SessionTurn("s", 2, 1, 20)) == 0
+    assert cache.match_length(KEY, [*range(18), 90, 91], 20, SessionTurn("s", 2, 1, 18)) == 18  # cut off
+    branch = [*range(10), 70, 71, 72]  # cuts the edge: the turn ends where it did
+    lease = leased(cache, branch)
+    cache.publish(lease, branch, 12)
+    seen.at.clear()
+    assert cache.match_length(KEY, seen, 30, SessionTurn("s", 2, 1, 20)) == 20 and min(seen.at) == 20
+    cache.release(lease)
+    again = cache.acquire(KEY, list(range(30)), 29, SessionTurn("s", 2, 1, 20))
+    assert again.num_shared == 10
+    cache.check()
+    assert cache.grow(again, 30)
+    cache.publish(again, list(range(30)), 26)  # lengthens the edge: the end has moved
+    cache.keep(SessionTurn("s", 2, 1, 20), again)
+    seen.at.clear()
+    assert cache.match_length(KEY, seen, 30, SessionTurn("s", 3, 1, 20)) == 26 and min(seen.at) == 0
+    seen.at.clear()
+    assert cache.match_length(KEY, seen, 30, SessionTurn("s", 3, 2, 26)) == 26 and min(seen.at) == 26
+    cache.release(again)
+    cache.flush()
+    cache.check()
+    assert cache.match_length(KEY, seen, 30, SessionTurn("s", 3, 2, 26)) == 0
+
+
+class Counted(list[int]):
+    """Tokens that note where they were looked at."""
+
+    def __init__(self, tokens: Iterable[int]) -> None:
+        super().__init__(tokens)
+        self.at: list[int] = []
+
+    def __getitem__(self, at: Any) -> Any:
+        self.at += range(*at.indices(len(self))) if isinstance(at, slice) else [at]
+        return super().__getitem__(at)
+
+
 @pytest.mark.parametrize("seed", range(60))
 def test_pages_are_conserved_whatever_happens(seed: int) -> None:
     """Random acquire, grow, publish, release and flush; a model of what was published predicts the hits."""
@@ -171,7 +220,7 @@ def test_pages_of_sessions_are_evicted_last_and_like_others_when_the_session_has
         lease = leased(cache, tokens)
         cache.publish(lease, tokens, 4)
         if session:
-            cache.keep(session, lease)
+            cache.keep(SessionTurn(session, 1), lease)
         cache.release(lease)
         cache.check()
 

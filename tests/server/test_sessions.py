@@ -68,11 +68,15 @@ async def test_a_request_goes_on_from_another_ones_prompt_and_output(
     assert client.added[-1].token_ids == [16]
     await generated(http, [17], "talk", return_prompt_token_ids=True)  # the latest
     assert client.added[-1].token_ids == [16, 1, 101, 17]
-    assert len({add.session for add in client.added}) == 1 and client.added[0].session
+    turns = [add.turn for add in client.added]
+    assert [(turn.number, turn.follows, turn.kept) for turn in turns if turn] == [
+        (1, 0, 0), (2, 1, 5), (3, 2, 8), (4, 1, 5), (5, 0, 0), (6, 5, 3),
+    ]  # fmt: skip
+    (session,) = {turn.session for turn in turns if turn}
     assert client.ended_sessions == []
     assert (await http.post("/close_session", json={"session_id": "talk"})).status_code == 200
     await asyncio.sleep(0)
-    assert client.ended_sessions == [client.added[0].session]
+    assert client.ended_sessions == [session]
 
 
 async def test_offset_and_drop_previous_output_cut_what_is_continued(
@@ -163,7 +167,7 @@ async def test_several_completions_and_lists_are_branches(
     }
     assert (await http.post("/generate", json=body)).status_code == 200
     assert [add.token_ids for add in client.added[-3:]] == [[10, 1, 101, 20], [10, 21], [22]]
-    assert [bool(add.session) for add in client.added[-3:]] == [True, True, False]
+    assert [add.turn is not None for add in client.added[-3:]] == [True, True, False]
 
 
 async def test_streaming_sessions_are_only_appended_to(http: httpx.AsyncClient, client: FakeClient) -> None:

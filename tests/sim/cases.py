@@ -11,7 +11,15 @@ from tests.sim.grammar import BAD, BREAKS
 from tests.sim.toy_lm import NUM_SAMPLED, VOCAB_SIZE, generate
 from trunkline.config.schema import SchedulerConfig
 from trunkline.messages import AddRequest, PauseMode
-from trunkline.types import CacheKey, GrammarSpec, LogprobParams, Pooling, SamplingParams, Thinking
+from trunkline.types import (
+    CacheKey,
+    GrammarSpec,
+    LogprobParams,
+    Pooling,
+    SamplingParams,
+    SessionTurn,
+    Thinking,
+)
 
 
 @dataclass(slots=True)
@@ -87,7 +95,7 @@ def make_case(seed: int) -> Case:
     )
     last = max(entry.at for entry in submissions)
     sessions = Random(f"sessions of {seed}")  # its own, so that older seeds still make their cases
-    ends = _enter_sessions(sessions, submissions, last) if sessions.random() < 0.3 else {}
+    ends = _enter_sessions(sessions, submissions, last, max_context) if sessions.random() < 0.3 else {}
     urgency = Random(f"priorities of {seed}")
     return Case(
         seed=seed,
@@ -131,13 +139,28 @@ def _halts(rng: Random, last: int) -> dict[int, PauseMode]:
     return {rng.randrange(last + 20): rng.choice(modes) for _ in range(count)}
 
 
-def _enter_sessions(rng: Random, submissions: list[Submission], last: int) -> dict[int, str]:
-    """Put requests into sessions; returns when some of those end, perhaps while they are used."""
+def _enter_sessions(
+    rng: Random, submissions: list[Submission], last: int, max_context: int
+) -> dict[int, str]:
+    """Put requests into sessions, where each follows an earlier one as far as their tokens are the same;
+    returns when some of those end, perhaps while they are used."""
     names = ("s0", "s1", "s2")[: rng.randrange(1, 4)]
-    for entry in submissions:
+    before: list[tuple[SessionTurn, list[int]]] = []
+    for number, entry in enumerate(submissions, 1):
         if rng.random() < 0.7:
-            entry.message = msgspec.structs.replace(entry.message, session=rng.choice(names))
+            turn, tokens = SessionTurn(rng.choice(names), number), entry.message.token_ids
+            others = [other for other in before if other[0].session == turn.session]
+            if others:
+                parent, known = max(others, key=lambda other: _common(other[1], tokens))
+                turn = SessionTurn(turn.session, number, parent.number, _common(known, tokens))
+            entry.message = msgspec.structs.replace(entry.message, turn=turn)
+            before.append((turn, tokens + generate(entry.message, max_context).token_ids))
     return {rng.randrange(last + 30): rng.choice(names) for _ in range(rng.randrange(4))}
+
+
+def _common(first: list[int], second: list[int]) -> int:
+    ends = (i for i, (a, b) in enumerate(zip(first, second, strict=False)) if a != b)
+    return next(ends, min(len(first), len(second)))
 
 
 def _breaks(rng: Random) -> dict[int, str]:

@@ -113,8 +113,15 @@ def _release_frees_shared(original: Any, self: PrefixCache, lease: Any) -> None:
 
 
 def _ends_silently(original: Any, self: PrefixCache, session: str) -> None:
-    for node in self._kept.pop(session, ()):
-        node.sessions -= {session}
+    for place in self._kept.pop(session, {}).values():
+        place.node.sessions -= {session}
+
+
+def _trusts_moved_ends(original: Any, self: PrefixCache, key: CacheKey, limit: int, turn: Any) -> Any:
+    place = None if turn is None else self._kept.get(turn.session, {}).get(turn.follows)
+    if place is None or place.key != key or place.num_pages * self.page_size > limit:
+        return original(self, key, limit, turn)
+    return place.node, place.num_pages
 
 
 def _release_leaks(original: Any, self: PrefixCache, lease: Any) -> None:
@@ -375,6 +382,12 @@ def _for_the_id(original: Any, self: Scheduler, request: Request, guide: Any) ->
 
 
 MUTATIONS = (
+    Mutation(
+        "turn_goes_on_from_a_moved_end",
+        "a turn is matched from where another ended, though that edge was cut or lengthened since",
+        ((PrefixCache, "_begin"),),
+        _trusts_moved_ends,
+    ),
     Mutation(
         "session_end_forgets_pages",
         "pages of a session that ended can't be evicted any more",

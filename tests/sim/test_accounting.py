@@ -14,7 +14,7 @@ from tests.sim.runner import Simulation, shared_pages
 from trunkline.cache import Lease, PrefixCache
 from trunkline.config.schema import SchedulerConfig
 from trunkline.messages import AddRequest
-from trunkline.types import CacheKey, SamplingParams
+from trunkline.types import CacheKey, SamplingParams, SessionTurn
 
 KEYS = st.sampled_from((CacheKey(), CacheKey(salt="s")))
 TOKENS = st.lists(st.integers(0, 1), min_size=1, max_size=14)  # two symbols: prefixes meet often
@@ -32,22 +32,39 @@ class CacheMachine(RuleBasedStateMachine):
         self.cache = PrefixCache(num_pages, page_size, enabled=enabled)
         self.content: dict[int, Content] = {}
         self.held: dict[Lease, tuple[CacheKey, list[int]]] = {}
+        self.turns: list[tuple[CacheKey, list[int]]] = [(CacheKey(), [])]  # turn 0 has no end
 
     def _prefix(self, key: CacheKey, tokens: list[int], page: int) -> Content:
         return key, tuple(tokens[: (page + 1) * self.cache.page_size])
 
-    @rule(target=leases, key=KEYS, tokens=TOKENS)
-    def acquire(self, key: CacheKey, tokens: list[int]) -> Lease:
+    @rule(target=leases, key=KEYS, tokens=TOKENS, follows=st.integers(0, 9), kept=st.integers(0, 14))
+    def acquire(self, key: CacheKey, tokens: list[int], follows: int, kept: int) -> Lease:
+        """Perhaps as a turn of a session, which goes on from a part of an earlier one's tokens."""
+        follows %= len(self.turns)
+        before = self.turns[follows]
+        turn = SessionTurn("s", len(self.turns), follows, min(kept, len(before[1])))
+        tokens = before[1][: turn.kept] + tokens
         size, limit = self.cache.page_size, len(tokens) - 1
         cached = {self.content[page] for page in shared_pages(self.cache)}
         longest = 0
         while (longest + 1) * size <= limit and self._prefix(key, tokens, longest) in cached:
             longest += 1
-        assert self.cache.match_length(key, tokens, limit) == longest * size
-        lease = self.cache.acquire(key, tokens, limit)
+        assert self.cache.match_length(key, tokens, limit, turn) == longest * size
+        lease = self.cache.acquire(key, tokens, limit, turn)
         assert lease.num_shared == len(lease.pages) == longest
         self.held[lease] = key, list(tokens)
         return lease
+
+    @rule(lease=leases)
+    def keep(self, lease: Lease) -> None:
+        if len(self.turns) < 10:
+            self.cache.keep(SessionTurn("s", len(self.turns)), lease)
+            key, tokens = self.held[lease]
+            self.turns.append((key, list(tokens)))
+
+    @rule()
+    def end_session(self) -> None:
+        self.cache.end_session("s")
 
     @rule(lease=leases, extra=st.integers(0, 6))
     def grow(self, lease: Lease, extra: int) -> None:

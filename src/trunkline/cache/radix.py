@@ -21,7 +21,7 @@ import msgspec
 from trunkline.cache.miss import MAX_BRANCHES, MAX_LOST_ROOTS, SHOWN, Lost, elsewhere, explain
 from trunkline.cache.pages import PagePool
 from trunkline.messages import TreeEdge
-from trunkline.types import CacheKey, Explain, PrefixMiss
+from trunkline.types import CacheKey, Explain, PrefixMiss, SessionTurn
 
 
 @dataclass(eq=False, slots=True)
@@ -41,6 +41,7 @@ class Node:
     number: int = 0  # names it to whoever looks from outside
     sessions: frozenset[str] = frozenset()  # those whose sequences end here: evicted after all others
     lost: Lost = field(default_factory=Lost)  # continuations that were here once
+    moves: int = 0  # of its end, whose tokens are others since
 
 
 @dataclass(eq=False, slots=True)
@@ -54,6 +55,17 @@ class Lease:
     node: Node
     pages: list[int]
     num_shared: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where a turn of a session ended: its tokens lead to the end of `node`, until that moves. (What stands
+    above a node stays as it is while the node is there; only edges may be cut in two.)"""
+
+    key: CacheKey
+    node: Node
+    moves: int  # of the node, then
+    num_pages: int  # from the root to there
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +96,9 @@ class PrefixCache:
         self._num_nodes = 0
         self._numbers = 0
         self._offers = 0
-        self._kept: dict[str, set[Node]] = {}  # session -> nodes that carry its tag
+        self._kept: dict[
+            str, dict[int, _Place]
+        ] = {}  # session -> turn -> where it ended, on nodes with its tag
         self._by_age: list[tuple[bool, int, int, Node]] = []  # heap over unlocked leaves; may hold stale ones
         self._lost_roots: dict[CacheKey, Lost] = {}  # of namespaces that nothing is cached of any more
 
@@ -114,16 +128,28 @@ class PrefixCache:
         return -(-num_tokens // self.page_size)
 
     # ------------------------------------------------------------------ lookup
-    def match_length(self, key: CacheKey, tokens: Sequence[int], limit: int) -> int:
-        """Tokens of the longest cached prefix of `tokens[:limit]`, in whole pages. Changes nothing."""
-        return sum(count for _, count in self._walk(key, tokens, limit)) * self.page_size
+    def match_length(
+        self, key: CacheKey, tokens: Sequence[int], limit: int, turn: SessionTurn | None = None
+    ) -> int:
+        """Tokens of the longest cached prefix of `tokens[:limit]`, in whole pages. Changes nothing. Linear in
+        them; in those behind the turn that `turn` follows, if that one's end is still there."""
+        node, above = self._begin(key, limit, turn)
+        below = 0 if node is None else sum(count for _, count in self._walk(node, above, tokens, limit))
+        return (above + below) * self.page_size
 
-    def _walk(self, key: CacheKey, tokens: Sequence[int], limit: int) -> Iterator[tuple[Node, int]]:
-        """Yield (node, matched pages) down the tree along `tokens[:limit]`; the last may match in part."""
-        node = self._roots.get(key)
-        if node is None:
-            return
-        size, at = self.page_size, 0
+    def _begin(self, key: CacheKey, limit: int, turn: SessionTurn | None) -> tuple[Node | None, int]:
+        """Where to look on from, and the pages up to there: the end of the turn before, or the root."""
+        if turn is not None:
+            place = self._kept.get(turn.session, {}).get(turn.follows)
+            if place is not None and place.key == key and place.moves == place.node.moves:
+                if place.num_pages * self.page_size <= min(turn.kept, limit):
+                    return place.node, place.num_pages
+        return self._roots.get(key), 0
+
+    def _walk(self, node: Node, above: int, tokens: Sequence[int], limit: int) -> Iterator[tuple[Node, int]]:
+        """Yield (node, matched pages) along `tokens[:limit]` below a node with `above` pages up to its end;
+        the last may match in part."""
+        size, at = self.page_size, above * self.page_size
         while limit - at >= size:
             child = node.children.get(tuple(tokens[at : at + size]))
             if child is None:
@@ -169,17 +195,18 @@ class PrefixCache:
         return miss
 
     # ------------------------------------------------------------------ leases
-    def acquire(self, key: CacheKey, tokens: list[int], limit: int) -> Lease:
+    def acquire(self, key: CacheKey, tokens: list[int], limit: int, turn: SessionTurn | None = None) -> Lease:
         """Lock the longest cached prefix of `tokens[:limit]` and return a lease of it (maybe empty).
 
-        `limit` is at most `len(tokens) - 1`: the last token is always computed, its logits are needed.
+        `limit` is at most `len(tokens) - 1`: the last token is always computed, its logits are needed. For
+        `turn` see `match_length`.
         """
-        node = self._roots.get(key)
+        node, above = self._begin(key, limit, turn)
         if node is None:
             lost = self._lost_roots.pop(key, Lost())
             node = self._roots[key] = Node(parent=None, key=key, number=self._next_number(), lost=lost)
-        pages: list[int] = []
-        for child, matched in list(self._walk(key, tokens, limit)):
+        pages = _path(node)
+        for child, matched in list(self._walk(node, above, tokens, limit)):
             node = child if matched == len(child.pages) else self._split(child, matched)
             pages += node.pages
         lease = Lease(key, node, pages, len(pages))
@@ -234,17 +261,18 @@ class PrefixCache:
         lease.pages = []
         lease.num_shared = 0
 
-    def keep(self, session: str, lease: Lease) -> None:
-        """Tag the shared end of a lease: while the session lasts, its pages are evicted after untagged ones.
-        It takes nothing from `available_pages`."""
+    def keep(self, turn: SessionTurn, lease: Lease) -> None:
+        """Tag the shared end of a lease: while the session lasts, its pages are evicted after untagged ones,
+        and turns that follow this one look on from there. It takes nothing from `available_pages`."""
         node = lease.node
         if node.parent is not None:
-            node.sessions |= {session}
-            self._kept.setdefault(session, set()).add(node)
+            node.sessions |= {turn.session}
+            place = _Place(lease.key, node, node.moves, lease.num_shared)
+            self._kept.setdefault(turn.session, {})[turn.number] = place
 
     def end_session(self, session: str) -> None:
         """Take a session's tags away; the pages stay until they are evicted. Unknown sessions are ignored."""
-        for node in self._kept.pop(session, ()):
+        for node in {place.node for place in self._kept.pop(session, {}).values()}:
             node.sessions -= {session}
             self._offer(node)
 
@@ -260,6 +288,7 @@ class PrefixCache:
         node, pages = lease.node, lease.pages[lease.num_shared : full]
         if node.parent is not None and node.locks == 1 and not node.children:
             node.lost = Lost()  # what was lost stood at its old end
+            node.moves += 1
             node.tokens += tokens  # the lease is the only one to see this leaf: lengthen it in place
             node.pages += pages
         else:
@@ -417,6 +446,7 @@ class PrefixCache:
             if keep:
                 node.lost = Lost()
             (node if keep else parent).lost.note(lost_page, why)
+            node.moves += 1
             self._pool.give(node.pages[keep:])
             del node.pages[keep:], node.tokens[keep * self.page_size :]
             self._evictable -= take
@@ -428,7 +458,10 @@ class PrefixCache:
                 del parent.children[first_page]
                 self._num_nodes -= 1
                 for session in node.sessions:
-                    self._kept[session].discard(node)
+                    places = self._kept[session]
+                    self._kept[session] = {
+                        at: place for at, place in places.items() if place.node is not node
+                    }
                 self._offer(parent)
 
     # ------------------------------------------------------------------ invariants
@@ -441,12 +474,11 @@ class PrefixCache:
         locks: dict[Node, int] = {}
         for lease in self._leases:
             owners += lease.pages[lease.num_shared :]
-            path: list[int] = []
             at: Node | None = lease.node
             while at is not None:
                 locks[at] = locks.get(at, 0) + 1
-                path = at.pages + path
                 at = at.parent
+            path = _path(lease.node)
             assert path == lease.pages[: lease.num_shared], "a lease's shared pages differ from its path"
         evictable = nodes = 0
         stack = list(self._roots.values())
@@ -455,7 +487,9 @@ class PrefixCache:
             node = stack.pop()
             assert node.locks == locks.get(node, 0), f"{node.locks} locks, {locks.get(node, 0)} leases"
             assert len(node.tokens) == len(node.pages) * self.page_size, "edge length differs from its pages"
-            assert all(node in self._kept[session] for session in node.sessions), "a tag without its session"
+            for session in node.sessions:
+                ends = [place.node for place in self._kept[session].values()]
+                assert node in ends, "a tag without its session"
             owners += node.pages
             evictable += 0 if node.locks else len(node.pages)
             if node.parent is not None:
@@ -465,6 +499,19 @@ class PrefixCache:
             for first_page, child in node.children.items():
                 assert child.parent is node and tuple(child.tokens[: self.page_size]) == first_page
                 stack.append(child)
+        for place in (place for places in self._kept.values() for place in places.values()):
+            if place.moves == place.node.moves:
+                assert len(_path(place.node)) == place.num_pages, "a turn ends elsewhere than it did"
         assert sorted(owners) == list(range(self.num_pages)), "pages are lost or have two owners"
         assert evictable == self._evictable, f"{evictable} evictable pages, counted {self._evictable}"
         assert nodes == self._num_nodes, f"{nodes} nodes, counted {self._num_nodes}"
+
+
+def _path(node: Node) -> list[int]:
+    """The pages from the root to the end of a node."""
+    edges: list[list[int]] = []
+    at: Node | None = node
+    while at is not None:
+        edges.append(at.pages)
+        at = at.parent
+    return [page for edge in reversed(edges) for page in edge]

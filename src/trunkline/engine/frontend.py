@@ -375,7 +375,9 @@ class Frontend:
             for position, prepared in enumerate(batch):
                 explain = self._explain(prepared.request)
                 adds = _expand(prepared, self.config, explain, traced)
-                replaced += _enter_session(prepared, [add.rid for add in adds])
+                if prepared.turn is not None:
+                    adds, others = _enter_session(prepared, prepared.turn, adds)
+                    replaced += others
                 self._live[prepared.request.rid] = [add.rid for add in adds]
                 for number, add in enumerate(adds):
                     stream = self._complete(prepared, add, first + len(streams), number)
@@ -576,7 +578,6 @@ def _expand(prepared: Prepared, config: EngineConfig, explain: Explain, traced: 
             priority=default if request.priority is None else request.priority,
             grammar=None if request.constraint is None else request.constraint.spec,
             thinking=prepared.thinking,
-            session="" if prepared.turn is None else prepared.turn.key,
             pooling=request.pooling,
             explain_prefix="no" if i else explain,
             trace=traced,
@@ -585,12 +586,13 @@ def _expand(prepared: Prepared, config: EngineConfig, explain: Explain, traced: 
     ]
 
 
-def _enter_session(prepared: Prepared, rids: Sequence[str]) -> list[str]:
-    """Returns the ids of running requests that this one replaces."""
-    turn = prepared.turn
-    if turn is None:
-        return []
-    return turn.begin(rids, prepared.token_ids[len(turn.prefix) :], prepared.request.cache_salt)
+def _enter_session(
+    prepared: Prepared, turn: Turn, adds: Sequence[AddRequest]
+) -> tuple[list[AddRequest], list[str]]:
+    """Returns the completions with their places in the session, and the ids of requests that they replace."""
+    prompt, salt = prepared.token_ids[len(turn.prefix) :], prepared.request.cache_salt
+    replaced = turn.begin([add.rid for add in adds], prompt, salt)
+    return [msgspec.structs.replace(add, turn=turn.of(i)) for i, add in enumerate(adds)], replaced
 
 
 def _at_prompt(position: int, count: int, error: RequestError) -> RequestError:

@@ -1,8 +1,8 @@
 """Sessions: token sequences kept here, which requests go on from, so that a client sends only what is new.
 
 The requests of a session form a tree: each begins with a part of another one's tokens, or anew. Field names
-and their meaning are SGLang's. Token ids live here, with the text side; the core is told the session of a
-request, so that its prefix tree keeps the session's pages as long as there is room.
+and their meaning are SGLang's. Token ids live here, with the text side; the core is told the turn of a
+request, so that its prefix tree keeps the session's pages as long as there is room, and finds them at once.
 
 Everything runs on the frontend's event loop.
 """
@@ -15,7 +15,7 @@ from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from trunkline.types import RequestError
+from trunkline.types import RequestError, SessionTurn
 
 MAX_TURNS = 16_384  # requests that one session remembers
 
@@ -47,6 +47,7 @@ class _Node:
     """One completion: the first `kept` tokens of its parent's sequence, then its own."""
 
     rid: str
+    number: int  # its turn, to the core
     parent: _Node | None
     kept: int
     prompt: array[int]
@@ -84,6 +85,7 @@ class _Session:
     nodes: dict[str, _Node] = field(default_factory=dict)
     salt: str | None = None  # of its first request: whose caches are separate sees nothing of it
     latest: _Node | None = None
+    turns: int = 0  # so far
     stored: int = 0  # tokens
     running: int = 0
     last_use: float = 0.0
@@ -96,7 +98,6 @@ class Turn:
     def __init__(
         self, sessions: Sessions, session: _Session, ref: SessionRef, parent: _Node | None, kept: int
     ) -> None:
-        self.key = session.key
         self.prefix = [] if parent is None else parent.tokens(kept)
         self._sessions = sessions
         self._session = session
@@ -123,13 +124,19 @@ class Turn:
         session.salt = salt
         session.running += 1
         for rid in rids:
-            node = _Node(rid, self._parent, self._kept, array("i", prompt))
+            session.turns += 1
+            node = _Node(rid, session.turns, self._parent, self._kept, array("i", prompt))
             session.nodes[rid] = node
             if self._parent is not None:
                 self._parent.children.append(node)
             self._nodes.append(node)
             self._sessions.count(session, len(prompt))
         return replaced
+
+    def of(self, index: int) -> SessionTurn:
+        """What the core is told of the completion with this index."""
+        follows = 0 if self._parent is None else self._parent.number
+        return SessionTurn(self._session.key, self._nodes[index].number, follows, self._kept)
 
     def _clear(self) -> list[str]:
         """Forget what follows the parent, or the whole tree."""

@@ -420,7 +420,8 @@ class Scheduler:
     def _hit_tokens(self, request: Request) -> int:
         if request.received:
             return request.received
-        return self.cache.match_length(request.message.cache_key, request.tokens, request.prefix_limit)
+        message = request.message
+        return self.cache.match_length(message.cache_key, request.tokens, request.prefix_limit, message.turn)
 
     def _is_waiting_for_prefix(self, request: Request) -> bool:
         """Whether another request is computing what this one would compute next."""
@@ -442,7 +443,8 @@ class Scheduler:
         if not self._free_rows:
             return 0
         limit = 0 if request.received else request.prefix_limit
-        lease = request.lease = self.cache.acquire(request.message.cache_key, request.tokens, limit)
+        message = request.message
+        lease = request.lease = self.cache.acquire(message.cache_key, request.tokens, limit, message.turn)
         hit = request.received or len(lease.pages) * self.cache.page_size
         request.computed = hit
         q_len, _ = self._fit(request, budget)
@@ -614,8 +616,8 @@ class Scheduler:
     def _finish(self, request: Request, reason: FinishReason, result: RowOutput | None = None) -> TokensOut:
         out = self._output(request, reason, result)
         if request.row >= 0:
-            if request.message.session and request.lease is not None:
-                self.cache.keep(request.message.session, request.lease)
+            if request.message.turn is not None and request.lease is not None:
+                self.cache.keep(request.message.turn, request.lease)
             self._leave_row(request)
         elif request in self._blocked:
             self._blocked.remove(request)
