@@ -122,7 +122,10 @@ async def beside_hostile(model_path: str | None, rounds: int, rows: int, tokens:
         await _ask(client, ("regex", "a"), "first")  # what the first grammar loads is loaded
         for number in range(rounds + 1):  # the first warms up
             for hostile in (False, True):
-                sender = asyncio.create_task(_send(client, f"{number}")) if hostile else None
+                sender, answered = None, asyncio.Event()
+                if hostile:
+                    sender = asyncio.create_task(_send(client, f"{number}", answered))
+                    await answered.wait()  # however short the streams are, they run beside the following ones
                 prompts = _prompts(client, rows, 2 * number + hostile)
                 found = await asyncio.gather(
                     *(
@@ -181,8 +184,8 @@ async def _gaps(
     return found
 
 
-async def _send(client: EngineClient, name: str) -> tuple[list[float], int]:
-    """Hostile grammars until cancelled. Returns the times to the answers, and how many were refused."""
+async def _send(client: EngineClient, name: str, answered: asyncio.Event) -> tuple[list[float], int]:
+    """Hostile grammars until cancelled; sets `answered` after the first. Returns the times to the answers, and how many were refused."""
     times: list[float] = []
     refused = 0
     try:
@@ -192,6 +195,7 @@ async def _send(client: EngineClient, name: str) -> tuple[list[float], int]:
             # Never the same one twice: what is known to be bad costs nothing.
             refused += await _ask(client, (kind, source + " " * number), f"hostile-{name}-{number}")
             times.append(time.perf_counter() - started)
+            answered.set()
     except asyncio.CancelledError:
         pass
     return times, refused
