@@ -185,8 +185,8 @@ async def _gaps(
 
 
 async def _send(client: EngineClient, name: str, answered: asyncio.Event) -> tuple[list[float], int]:
-    """Hostile grammars until cancelled; sets `answered` after the first. Returns the times to the answers, and
-    how many were refused."""
+    """Hostile grammars until cancelled; sets `answered` after the first. Returns the times to the answers,
+    and how many were refused."""
     times: list[float] = []
     refused = 0
     try:
