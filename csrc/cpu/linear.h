@@ -107,8 +107,6 @@ struct Share {
                                     sums + row * groups, c, fetch, fetch_end);
             else
                 multiply_tiles<Kind>((rows + 15) / 16, from, w, width, lines, c, fetch, fetch_end);
-        } else if constexpr (Kind::DEPTH == 2 && Kind::UNIT == 1 && !Kind::NARROW) {
-            multiply_few(rows, x + row * k, w, width, lines, c);
         } else
 #endif
         if (args.format.store == Store::int4)
@@ -212,13 +210,10 @@ static void product(const LinearArgs& args) {
 }
 
 #if defined(TRUNKLINE_TILES)
-// Few rows take vectors, which read memory faster, more rows tiles: the bits are the same.
-static void product_pairs(const LinearArgs& args) {
-    args.m <= MAX_ROWS ? product<FewPairs, uint16_t>(args) : product<TilePairs, uint16_t>(args);
-}
+static void product_pairs(const LinearArgs& args) { product<TilePairs, uint16_t>(args); }
 template <class Given>
 static void product_whole(const LinearArgs& args) {
-    const bool int4 = args.format.store == Store::int4, few = args.m <= (int4 ? 2 * MAX_ROWS : MAX_ROWS);
+    const bool int4 = args.format.store == Store::int4, few = args.m <= (int4 ? 8 : 2);  // vectors read them faster
     few || (int4 && args.format.group % 32) ? product<Bytes, Given>(args) : product<TileBytes, Given>(args);
 }
 #else

@@ -6,9 +6,6 @@
 // that begin at multiples of 16 lines, for one row as for a thousand, and fewer than 16 lines at the end are
 // followed by zeros. Rows of a tile do not meet.
 //
-// One to MAX_ROWS rows come with their weights from memory, which vectors read in order, faster than tiles do: they
-// compute what the instruction is defined to compute (Intel's manual, TDPBF16PS), to the bit.
-//
 // The compiler knows nothing of tiles here (its own intrinsics order them against no memory): tile numbers are
 // fixed. 0-3 hold sums, 4 and 5 activations, 6 and 7 weights.
 #pragma once
@@ -63,67 +60,6 @@ struct TilePairs {  // bfloat16
         asm volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(C), "i"(A), "i"(B));
     }
 };
-
-// Subnormal numbers are zeros, as they are to the instruction, while this lives.
-struct FlushSubnormals {
-    unsigned before = _mm_getcsr();
-    FlushSubnormals() { _mm_setcsr(before | 0x8040); }
-    ~FlushSubnormals() { _mm_setcsr(before); }
-};
-
-struct FewPairs {  // a step of `TilePairs` on vectors
-    static constexpr int DEPTH = 2, UNIT = 1;
-    static constexpr bool TILES = false, NARROW = false;
-    typedef float X;
-    typedef NoSetup Setup;
-    typedef VF Sum;
-};
-
-// c [MR, NP * 16] + x times up to 16 lines of NP panels, even and odd inputs apart. x: see `place`.
-template <int MR, int NP>
-INLINE void micro_step(const float* x, const char* w, long step, long lines, bool resume, float* c, long ldc, Ahead& ahead) {
-    VF even[MR][NP] = {}, odd[MR][NP] = {};
-    for (long l = 0; l < lines; l++, x += 2 * MR, w += step) {
-        ahead.step();
-#pragma GCC unroll 4
-        for (int i = 0; i < NP; i++) {
-            VU pairs = load_as<VU>(w + i * LINE);
-            VF first = (VF)(pairs << 16), second = (VF)(pairs & 0xffff0000u);
-#pragma GCC unroll 8
-            for (int r = 0; r < MR; r++) {
-                even[r][i] = fma(splat(x[r]), first, even[r][i]);
-                odd[r][i] = fma(splat(x[MR + r]), second, odd[r][i]);
-            }
-        }
-    }
-#pragma GCC unroll 8
-    for (int r = 0; r < MR; r++)
-#pragma GCC unroll 4
-        for (int i = 0; i < NP; i++) {
-            VF sum = resume ? load(c + r * ldc + i * W) : VF{};
-            store(c + r * ldc + i * W, sum + (even[r][i] + odd[r][i]));
-        }
-}
-
-template <int MR = MAX_ROWS>
-static void multiply_few(long rows, const float* x, const char* w, long width, long lines, float* c) {
-    if (rows < MR) {
-        if constexpr (MR > 1) multiply_few<MR - 1>(rows, x, w, width, lines, c);
-        return;
-    }
-    constexpr int NP = MR <= 3 ? 4 : 2;  // what the registers hold
-    const FlushSubnormals flush;
-    for (long l = 0; l < lines; l += TILE_LINES, x += 2 * MR * TILE_LINES) {
-        const long some = lines - l < TILE_LINES ? lines - l : TILE_LINES, step = width * LINE;
-        const char* at = w + l * step;
-        Ahead ahead{at + STREAM_AHEAD, width};
-        long p = 0;
-        for (; p + NP <= width; p += NP, ahead.lines = 0)
-            micro_step<MR, NP>(x, at + p * LINE, step, some, l > 0, c + p * PANEL, width * PANEL, ahead);
-        for (; p < width; p++, ahead.lines = 0)
-            micro_step<MR, 1>(x, at + p * LINE, step, some, l > 0, c + p * PANEL, width * PANEL, ahead);
-    }
-}
 
 struct TileBytes {  // int8 weights, activations 128 higher than they are, as `Bytes`
     static constexpr int DEPTH = 4, UNIT = 64;
