@@ -214,7 +214,7 @@ INLINE F4 sums(VF a, VF b, VF c, VF d) {
 }
 // The largest lane of each of four vectors of numbers.
 INLINE F4 largest(VF a, VF b, VF c, VF d) {
-    auto least = [](VF v) {
+    auto quarter = [](VF v) {
 #if defined(__AVX512F__)
         auto low = __builtin_shufflevector(v, v, 0, 1, 2, 3, 4, 5, 6, 7), high = __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15);
         auto half = low > high ? low : high;
@@ -231,7 +231,7 @@ INLINE F4 largest(VF a, VF b, VF c, VF d) {
         F4 even = __builtin_shufflevector(x, y, 0, 4, 1, 5), odd = __builtin_shufflevector(x, y, 2, 6, 3, 7);
         return even > odd ? even : odd;
     };
-    F4 ab = pair(least(a), least(b)), cd = pair(least(c), least(d));
+    F4 ab = pair(quarter(a), quarter(b)), cd = pair(quarter(c), quarter(d));
     F4 even = __builtin_shufflevector(ab, cd, 0, 1, 4, 5), odd = __builtin_shufflevector(ab, cd, 2, 3, 6, 7);
     return even > odd ? even : odd;
 }
