@@ -154,7 +154,8 @@ def _enter_sessions(
                 parent, known = max(others, key=lambda other: _common(other[1], tokens))
                 turn = SessionTurn(turn.session, number, parent.number, _common(known, tokens))
             entry.message = msgspec.structs.replace(entry.message, turn=turn)
-            before.append((turn, tokens + generate(entry.message, max_context).token_ids))
+            if fits_context(entry.message, max_context):  # others are refused
+                before.append((turn, tokens + generate(entry.message, max_context).token_ids))
     return {rng.randrange(last + 30): rng.choice(names) for _ in range(rng.randrange(4))}
 
 
