@@ -97,11 +97,13 @@ struct NormArgs {
 };
 constexpr long MAX_HEAD_DIM = 1024;  // of a rotation, whose heads are held on the stack
 
-// A head of a slot of the pool: `dim` numbers; of int8 followed by their scale, a bfloat16.
+// A head of a token in the pool: `dim` numbers; of int8 followed by their scale, a bfloat16. A head's tokens of a page
+// lie side by side: reading them is one stream.
 constexpr long SCALE_BYTES = 2;
 INLINE long head_width(Store pool, long dim) { return pool == Store::int8 ? dim + SCALE_BYTES : dim; }
 
-// Rows of `heads` heads of `dim` numbers, one for each of `tokens`, to rows `slots` of a pool [*, heads, head_width].
+// Rows of `heads` heads of `dim` numbers, one for each of `tokens`, to slots (page * page_size + offset) of a pool
+// [pages, heads, page_size, head_width].
 // int8: whole numbers up to 127 by the largest magnitude of their head; a head that is not finite has a NaN for scale.
 struct StoreArgs {
     const void* rows;  // `stride` apart
@@ -110,7 +112,7 @@ struct StoreArgs {
     void* pool;
     Store store;  // float32, bfloat16 or int8
     const int64_t* slots;
-    long tokens, heads, dim;
+    long tokens, heads, dim, page_size;
     int threads;
 };
 
@@ -120,7 +122,7 @@ struct AttentionArgs {
     const void* q;  // [tokens, heads, dim], tokens `q_stride` apart
     long q_stride;
     bool q_bf16;
-    const void* pool;  // [slots, 2, kv_heads, head_width] dense
+    const void* pool;  // [pages, 2, kv_heads, page_size, head_width] dense
     Store store;       // float32, bfloat16 or int8
     void* out;               // [tokens, heads, dim] dense, of q's type
     Requests requests;

@@ -16,6 +16,8 @@
 #include <omp.h>
 #include <sched.h>
 
+#include <utility>
+
 namespace trunkline {
 namespace TRUNKLINE_ISA {
 
@@ -23,7 +25,6 @@ constexpr long FEW_ROWS = 32;   // of such tiles, a thread takes several heads s
 constexpr long NEAR_BYTES = 1 << 19;  // of keys and values that a thread has in use: they stay in the second cache
 constexpr long SERIAL_PRODUCTS = 1 << 18;  // up to here threads cost more than they save
 constexpr long EDGE = 2 * PANEL;  // keys that are copied at once
-constexpr long FETCH_AHEAD = 1024;  // bytes between what is fetched and what is then in use
 
 // Tokens of a request, one after another, whose rows are part of a tile.
 struct Segment {
@@ -43,9 +44,41 @@ struct Item {
 // The keys of a block that a tile reads.
 template <class T>
 struct Keys {
-    const T* at[BLOCK];  // a token's keys of all heads, or null
+    const T* at[BLOCK];  // a token's key of the first head, or null
     long start, first, last;  // position of the block; keys [first, last) of it
-    bool even[BLOCK / PANEL];  // of few rows: whether all keys of a panel are there, as far apart as in a page
+    long step[BLOCK / PANEL];  // of few rows: how far apart the keys of a panel are; 0: not evenly, or not all there
+    struct Run {
+        const T* from;
+        long tokens;
+    } runs[BLOCK];  // tokens that lie side by side
+    long num_runs;
+};
+
+// Memory that a head's keys and values take, fetched few lines at a time while those before it are multiplied.
+template <class T>
+struct Coming {
+    const Keys<T>* block = nullptr;
+    long offsets[2], width;  // of the head's keys and values behind the first head's keys; of a token
+    long side = 2, run = 0;
+    const char *at = nullptr, *end = nullptr;
+
+    void aim(const Keys<T>* keys, long keys_offset, long values_offset, long token_width) {
+        *this = {keys, {keys_offset, values_offset}, token_width, 0, 0, nullptr, nullptr};
+    }
+    inline __attribute__((always_inline)) void operator()(long lines) {
+        for (; lines > 0; lines--, at += LINE) {
+            if (at >= end && !turn()) return;
+            __builtin_prefetch(at, 0, 2);  // into the second cache
+        }
+    }
+    bool turn() {
+        if (side < 2 && run == block->num_runs) run = 0, side++;
+        if (side == 2) return false;
+        at = (const char*)(block->runs[run].from + offsets[side]);
+        end = at + block->runs[run].tokens * width * long(sizeof(T));
+        run++;
+        return true;
+    }
 };
 
 struct Geometry {
@@ -199,12 +232,17 @@ struct Worker {
     char* values;  // slabs
     T* edge;       // [EDGE + 1, dim]: rows of keys that can't be used where they lie, and zeros
     char* columns;  // [heads, dim]: rows of q as a panel, where they are few
-    Keys<T>* now;  // the block's
+    Keys<T> *now, *next;  // the block's, and the next one's if `ready`
+    bool ready = false;
+    Coming<T> coming;  // what the next head reads
     long rows = 0, padded = 0;  // of the item, and that as a multiple of 16
     long active = 0, active_end = 0;  // rows that the block's keys are for
     long prefix = 0;  // the step's tokens begin at this position
     const uint8_t* tree = nullptr;  // of the item's first token, where it is of a tree
     const long width = sizeof(T) == 1 ? a.dim + SCALE_BYTES : a.dim;  // of a head in the pool
+    const long head_step = a.requests.page_size * width;  // from one head of a token to the next
+    long keys_of(long head) const { return head * head_step; }
+    long values_of(long head) const { return (a.kv_heads + head) * head_step; }
 
     Worker(const Cut& whole, float* parts_, float* carried_, char* at)
         : a(whole.a), g(whole.g), cut(whole), parts(parts_), carried(carried_) {
@@ -230,6 +268,7 @@ struct Worker {
         edge = (T*)carve(at, (EDGE + 1) * g.dim * sizeof(T));
         columns = carve(at, on_tiles<X> ? g.heads * g.dim * PANEL * sizeof(X) : 0);
         now = (Keys<T>*)carve(at, sizeof(Keys<T>));
+        next = (Keys<T>*)carve(at, sizeof(Keys<T>));
         return at - begin;
     }
     void clear_edge() {
@@ -237,13 +276,12 @@ struct Worker {
     }
     const T* zeros() const { return edge + EDGE * g.dim; }
 
-    // Keys of the block that active rows see, the first of which are those of tokens at `lowest`, the last of ones
+    // Keys of a block that active rows see, the first of which are those of tokens at `lowest`, the last of ones
     // at `highest`.
-    void locate(const Item& item, long index, long lowest, long highest) {
-        Keys<T>& to = *now;
-        to.start = index * BLOCK;
+    void locate(Keys<T>& to, const Item& item, long index, long lowest, long highest) const {
+        to.start = index * BLOCK, to.num_runs = 0;
         const long least = a.window && lowest >= a.window ? lowest - a.window + 1 : 0;
-        const long end = highest + 1, slot_width = 2 * a.kv_heads * width, page_size = a.requests.page_size;
+        const long end = highest + 1, page_size = a.requests.page_size;
         to.first = least > to.start ? least - to.start : 0;
         to.last = end - to.start < BLOCK ? end - to.start : BLOCK;
         const int32_t* pages = a.requests.pages + cut.segments[item.segment].request * a.requests.pages_stride;
@@ -253,37 +291,33 @@ struct Worker {
             const long at = own ? prefix + path[position - prefix] : position;
             const long page = at / page_size, offset = at % page_size;
             const long limit = own ? j + 1 : tree && prefix < to.start + to.last ? prefix - to.start : to.last;
-            const T* token = (const T*)a.pool + (pages[page] * page_size + offset) * slot_width;
-            for (long i = offset; i < page_size && j < limit; i++, j++, token += slot_width) to.at[j] = token;
+            const long some = page_size - offset < limit - j ? page_size - offset : limit - j;
+            const T* const token = (const T*)a.pool + pages[page] * 2 * a.kv_heads * head_step + offset * width;
+            to.runs[to.num_runs++] = {token, some};
+            for (long i = 0; i < some; i++, j++) to.at[j] = token + i * width;
         }
         for (long p = 0; p < BLOCK / PANEL && few(); p++) {
             const T* const* row = to.at + p * PANEL;
-            to.even[p] = a.dim == g.dim && p * PANEL >= to.first && (p + 1) * PANEL <= to.last;
-            for (long i = 1; to.even[p] && i < PANEL; i++) to.even[p] = row[i] == row[0] + i * slot_width;
+            to.step[p] = 0;
+            if (a.dim != g.dim || p * PANEL < to.first || (p + 1) * PANEL > to.last) continue;
+            const long step = row[1] - row[0];
+            bool even = true;
+            for (long i = 2; i < PANEL; i++) even &= row[i] - row[i - 1] == step;
+            if (even) to.step[p] = step;
         }
     }
 
-    // Read all lines that the block's heads need, one after another: then memory delivers as fast as it can, and
-    // products find them in the second cache. (Lines fetched while another block is computed gained nothing.)
-    void fetch(const Item& item) const {
-        if (item.heads == a.kv_heads)
-            read_lines<true>(item);
-        else
-            read_lines<false>(item);
-    }
-    // AHEAD: what comes next in memory is needed too.
-    template <bool AHEAD>
-    void read_lines(const Item& item) const {
-        const long bytes = item.heads * width * long(sizeof(T));
-        for (long j = now->first; j < now->last; j++)
-            for (long side = 0; side < 2; side++) {
-                const char* from = (const char*)(now->at[j] + (side * a.kv_heads + item.head) * width);
-                for (long b = 0; b < bytes; b += LINE) {
-                    if (AHEAD) __builtin_prefetch(from + b + FETCH_AHEAD, 0, 2);
-                    asm volatile("" ::"r"(from[b]));
+    // Read all lines that `heads` heads from `head` on need, one after another: then memory delivers as fast as it
+    // can, and products find them in the second cache.
+    void fetch(long head, long heads) const {
+        for (long h = head; h < head + heads; h++)
+            for (long offset : {keys_of(h), values_of(h)})
+                for (long r = 0; r < now->num_runs; r++) {
+                    const char* from = (const char*)(now->runs[r].from + offset);
+                    const long bytes = now->runs[r].tokens * width * long(sizeof(T));
+                    for (long b = 0; b < bytes; b += LINE) asm volatile("" ::"r"(from[b]));
+                    if (sizeof(T) == 1) asm volatile("" ::"r"(from[bytes - 1]));  // heads do not begin at lines
                 }
-                if (sizeof(T) == 1) asm volatile("" ::"r"(from[bytes - 1]));  // heads do not begin at lines
-            }
     }
 
     void see() {
@@ -411,14 +445,14 @@ struct Worker {
     void pack_block_keys(long head, long slab, long from, long to) {
         for (long p = from; p < to; p++) {
             const T* row[PANEL];
-            for (long i = 0; i < PANEL; i++) row[i] = row_of(slab * SPAN + p * PANEL + i, head * width, i);
+            for (long i = 0; i < PANEL; i++) row[i] = row_of(slab * SPAN + p * PANEL + i, keys_of(head), i);
             pack_keys<X>(row, g.dim, keys + p * LINE, SLAB * LINE);
         }
     }
 
     // Values of keys [from, to), multiples of 16; those outside [low, high) as zeros.
     void pack_block_values(long head, long from, long to, long low, long high) {
-        const long offset = (a.kv_heads + head) * width;
+        const long offset = values_of(head);
         for (long j = from; j < to; j += unit_of<X>) {
             const T* row[2];
             for (long i = 0; i < unit_of<X>; i++)
@@ -454,7 +488,7 @@ struct Worker {
                 for (long side = 0; side < 2; side++) {
                     uint16_t bits = 0;
                     if (j >= now->first && j < now->last)
-                        __builtin_memcpy(&bits, now->at[j] + (side * a.kv_heads + head) * width + a.dim, SCALE_BYTES);
+                        __builtin_memcpy(&bits, now->at[j] + keys_of(side * a.kv_heads + head) + a.dim, SCALE_BYTES);
                     levels[side * BLOCK + j] = widen(bits);
                 }
             how.key_scales = levels, how.value_scales = levels + BLOCK;
@@ -466,8 +500,8 @@ struct Worker {
     // The keys or values of panels p and p + 1 in place; those outside [low, high) as zeros.
     InPlace<T> in_place(long p, long offset, long low, long high) const {
         const long from = p * PANEL, to = from + EDGE;
-        if (now->even[p] && now->even[p + 1] && low <= from && high >= to)
-            return {now->at[from] + offset, now->at[from + PANEL] + offset, 2 * a.kv_heads * width};
+        if (now->step[p] && now->step[p] == now->step[p + 1] && low <= from && high >= to)
+            return {now->at[from] + offset, now->at[from + PANEL] + offset, now->step[p]};
         low = low > now->first ? low : now->first, high = high < now->last ? high : now->last;
         for (long j = from; j < to; j++) {
             const T* row = j >= low && j < high ? now->at[j] + offset : zeros();
@@ -482,8 +516,8 @@ struct Worker {
                 long from, to;
                 if (!seen(active, active_end - active, from, to)) from = to = 0;
                 for (long p = from; p < to; p += 2)
-                    score_in_place(in_place(p, head * width, 0, BLOCK), columns + turn * g.dim * PANEL * long(sizeof(X)),
-                                   g.dim, active, active_end, scores + p * PANEL);
+                    score_in_place(in_place(p, keys_of(head), 0, BLOCK), columns + turn * g.dim * PANEL * long(sizeof(X)),
+                                   g.dim, active, active_end, scores + p * PANEL, coming);
                 return weigh_rows(active, active_end, from * PANEL, to * PANEL, how);
             }
         long panel_from, panel_to;
@@ -532,9 +566,9 @@ struct Worker {
         const long columns = g.dim - d < SPAN ? g.dim - d : SPAN;
         if constexpr (IN_PLACE<X, T>)
             if (few()) {
-                auto of = [&](long p) { return in_place(p, (a.kv_heads + head) * width, low_key, high_key).from(d); };
-                return columns == SPAN ? weigh_in_place<4>(weights, from, to, of, part)
-                                       : weigh_in_place<2>(weights, from, to, of, part);
+                auto of = [&](long p) { return in_place(p, values_of(head), low_key, high_key).from(d); };
+                return columns == SPAN ? weigh_in_place<4>(weights, from, to, of, part, coming)
+                                       : weigh_in_place<2>(weights, from, to, of, part, coming);
             }
         const long line = from * PANEL / unit_of<X>, lines = (to - from) * PANEL / unit_of<X>;
         const char* slab = values + d * BLOCK * long(sizeof(X)) + line * columns * 4;
@@ -564,7 +598,7 @@ struct Worker {
         for (long r = active; r < active_end; r++) from = low[r] > from ? low[r] : from, to = high[r] < to ? high[r] : to;
         if (from <= now->first && to >= now->last) return false;
         for (long j = now->first; j < now->last; j++)
-            if ((j < from || j >= to) && !finite(now->at[j] + (a.kv_heads + head) * width, a.dim)) return true;
+            if ((j < from || j >= to) && !finite(now->at[j] + values_of(head), a.dim)) return true;
         return false;
     }
 
@@ -594,13 +628,14 @@ struct Worker {
                 highest = place[row] > highest ? place[row] : highest;
             }
             active = 0, active_end = rows;
-            return share_of_block(item, index, lowest, highest);
+            share_of_block(item, index, lowest, highest, index + 1 < item.to && (!tree || (index + 2) * BLOCK <= prefix));
+            return;
         }
         nothing_seen(0, padded);
         for (long token = 0; token < item.tokens; token++) {
             follow(cut.segments[item.segment], token);
             active = token * g.group, active_end = active + g.group;
-            share_of_block(item, index, place[active], place[active]);
+            share_of_block(item, index, place[active], place[active], false);
             nothing_seen(active, active_end);
         }
     }
@@ -608,13 +643,21 @@ struct Worker {
         for (long i = from; i < to; i++) stats[i] = -__builtin_inff(), stats[padded + i] = 0;
     }
 
-    // What a block adds to the active rows, whose tokens stand at positions [lowest, highest].
-    void share_of_block(const Item& item, long index, long lowest, long highest) {
-        locate(item, index, lowest, highest);
+    // What a block adds to the active rows, whose tokens stand at positions [lowest, highest]. `more`: they see the
+    // next one too.
+    void share_of_block(const Item& item, long index, long lowest, long highest, bool more) {
+        if (ready)
+            std::swap(now, next);
+        else
+            locate(*now, item, index, lowest, highest);
         see();
-        fetch(item);
+        if (!ready) fetch(item.head, few() ? 1 : item.heads);
+        ready = more && few();
+        if (ready) locate(*next, item, index + 1, lowest, highest);
         for (long turn = 0; turn < item.heads; turn++) {
-            const long head = item.head + turn;
+            const long head = item.head + turn, after = turn + 1 < item.heads ? head + 1 : item.head;
+            if (turn + 1 < item.heads || ready)
+                coming.aim(after > head ? now : next, keys_of(after), values_of(after), width);
             float* kept = item.kept < 0 ? nullptr : part_of(item, index, turn);
             if (now->first < now->last)
                 score(head, turn, scoring(head));
@@ -669,6 +712,7 @@ struct Worker {
             if (mine >= cut.num_items) return;
             const Item& item = cut.items[mine];
             begin(item);
+            ready = false;
             if (item.kept < 0) start(item);
             for (long index = item.from; index < item.to; index++) block(item, index);
             if (item.kept >= 0) {

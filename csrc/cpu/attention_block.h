@@ -191,9 +191,10 @@ struct InPlace {
 };
 
 // Scores of such keys and of rows [from, to) of a panel of rows: keys are what tiles have as rows, the same products
-// and sums as of rows and packed keys.
-template <class T>
-INLINE void score_in_place(const InPlace<T>& keys, const char* panel, long dim, long from, long to, float* scores) {
+// and sums as of rows and packed keys. `meanwhile(lines)` fetches what is next: all in all as much as is read here.
+template <class T, class M>
+INLINE void score_in_place(const InPlace<T>& keys, const char* panel, long dim, long from, long to, float* scores,
+                           M& meanwhile) {
 #if defined(TRUNKLINE_TILES)
     alignas(LINE) float sums[2 * PANEL * PANEL];
     Fetch nothing{nullptr, nullptr, 0, false};
@@ -203,7 +204,7 @@ INLINE void score_in_place(const InPlace<T>& keys, const char* panel, long dim, 
     for (long half = 0; half < 2; half++) {
         VU square[W];
 #pragma GCC unroll 16
-        for (int i = 0; i < W; i++) square[i] = load_as<VU>(sums + (half * PANEL + i) * PANEL);
+        for (int i = 0; i < W; i++) meanwhile(dim / 32), square[i] = load_as<VU>(sums + (half * PANEL + i) * PANEL);
         transpose(square);
         for (long r = from; r < to; r++) store(scores + r * BLOCK + half * PANEL, (VF)square[r]);
     }
@@ -212,8 +213,8 @@ INLINE void score_in_place(const InPlace<T>& keys, const char* panel, long dim, 
 
 // Sums of weights times values of panels [from, to), where `values(panel)` are, of P panels of the head. Values are
 // packed by steps, which stay in the first cache.
-template <int P, class F>
-INLINE void weigh_in_place(const uint16_t* weights, long from, long to, F values, float* sums) {
+template <int P, class F, class M>
+INLINE void weigh_in_place(const uint16_t* weights, long from, long to, F values, float* sums, M& meanwhile) {
 #if defined(TRUNKLINE_TILES)
     alignas(LINE) char packed[2][TILE_LINES * P * LINE];
     tile_zero<0>(), tile_zero<1>(), tile_zero<2>(), tile_zero<3>();
@@ -223,9 +224,11 @@ INLINE void weigh_in_place(const uint16_t* weights, long from, long to, F values
         for (long half = 0; half < 2; half++) {
             const uint16_t* row = half ? rows.second : rows.first;
             char* to_line = at + half * PANEL / 2 * P * LINE;
-            for (long i = 0; i < PANEL; i += 2, row += 2 * rows.step, to_line += P * LINE)
+            for (long i = 0; i < PANEL; i += 2, row += 2 * rows.step, to_line += P * LINE) {
+                meanwhile(P);
 #pragma GCC unroll 2
                 for (long v = 0; v < P / 2; v++) pack_pair(row + v * 32, row + rows.step + v * 32, to_line + v * 2 * LINE);
+            }
         }
         tile_load<4>(weights, BLOCK * 4);
         tile_load<6>(at, P * LINE);

@@ -206,14 +206,14 @@ struct Asked {
     bool tree;  // tokens are children of the one two before them
 };
 
-// Rows of a pool in whole numbers, stored from `rows`, which become what they were rounded to.
-std::unique_ptr<char[]> whole_pool(Numbers& rows, long slots, long heads, long dim, int threads) {
-    std::unique_ptr<char[]> pool(new char[slots * heads * (dim + SCALE_BYTES)]);
-    std::vector<int64_t> ids(slots);
-    for (long i = 0; i < slots; i++) ids[i] = i;
-    in_use().store({rows.data.get(), heads * dim, rows.bf16, pool.get(), Store::int8, ids.data(), slots, heads, dim, threads});
-    Numbers exact(slots * heads * dim, false);
-    for (long row = 0; row < slots * heads; row++) {
+// Heads of a pool in whole numbers, stored from `rows`, which become what they were rounded to.
+std::unique_ptr<char[]> whole_pool(Numbers& rows, long count, long dim, int threads) {
+    std::unique_ptr<char[]> pool(new char[count * (dim + SCALE_BYTES)]);
+    std::vector<int64_t> ids(count);
+    for (long i = 0; i < count; i++) ids[i] = i;
+    in_use().store({rows.data.get(), dim, rows.bf16, pool.get(), Store::int8, ids.data(), count, 1, dim, 1, threads});
+    Numbers exact(count * dim, false);
+    for (long row = 0; row < count; row++) {
         const char* at = pool.get() + row * (dim + SCALE_BYTES);
         uint16_t scale;
         std::memcpy(&scale, at + dim, 2);
@@ -232,7 +232,7 @@ void check_attention(long q_len, long length, long heads, long kv_heads, long di
     long pages = (length + page - 1) / page, slots = pages * page;
     Numbers q(q_len * heads * dim, bf16), pool(slots * 2 * kv_heads * dim, bf16), out(q_len * heads * dim, bf16, true);
     std::unique_ptr<char[]> whole;
-    if (asked.store == Store::int8) whole = whole_pool(pool, slots, 2 * kv_heads, dim, threads);
+    if (asked.store == Store::int8) whole = whole_pool(pool, slots * 2 * kv_heads, dim, threads);
     std::vector<uint8_t> tree(q_len * q_len);
     for (long t = 0; t < q_len; t++)
         for (long j = t; j >= 0; j -= 2) tree[t * q_len + j] = 1;
@@ -255,7 +255,7 @@ void check_attention(long q_len, long length, long heads, long kv_heads, long di
             const long low = window && position >= window ? position - window + 1 : 0;
             auto at = [&](long j, long side) {
                 if (asked.tree && q_len > 1 && j >= prefix) j = prefix + t % 2 + 2 * (j - prefix);
-                return ((table[j / page] * page + j % page) * 2 + side) * kv_heads * dim + h / (heads / kv_heads) * dim;
+                return (((table[j / page] * 2 + side) * kv_heads + h / (heads / kv_heads)) * page + j % page) * dim;
             };
             std::vector<double> weights;
             double sum = 0;
@@ -343,10 +343,12 @@ void check_memory(long rows, long k, bool bf16, int threads) {
     for (int i = 0; i < 3; i++)
         expect(!std::memcmp(out.data.get() + i * bytes, weight.data.get() + ids[i] * bytes, bytes), "gather", rows, k, i);
     const Store store = bf16 ? Store::bfloat16 : Store::float32;
-    in_use().store({plain.data.get(), k, bf16, pool.data.get(), store, ids, 3, 1, k, threads});
+    const long heads = k % 2 ? 1 : 2, head_bytes = bytes / heads;
+    in_use().store({plain.data.get(), k, bf16, pool.data.get(), store, ids, 3, heads, k / heads, rows, threads});
     for (int i = 0; i < 3; i++)
-        expect(!std::memcmp(pool.data.get() + ids[i] * bytes, weight.data.get() + ids[i] * bytes, bytes), "store",
-               rows, k, i);
+        for (long head = 0; head < heads; head++)
+            expect(!std::memcmp(pool.data.get() + (head * rows + ids[i]) * head_bytes,
+                                weight.data.get() + ids[i] * bytes + head * head_bytes, head_bytes), "store", rows, k, i);
 }
 
 void check_all(int threads) {

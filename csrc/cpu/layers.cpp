@@ -87,11 +87,13 @@ public:
                           table.size[1] == 2 && table.size[2] == dim,
                "dense float32 [" + number(tokens) + ", 2, " + number(dim) + "]");
         const Store store = pool_store(pool, dim);
-        EXPECT(pool, pool.dims == 5 && pool.dense() && pool.size[0] == count && pool.size[1] >= plan.num_slots &&
-                         pool.size[2] == 2 && pool.size[3] == kv_heads && pool.size[4] == head_width(store, dim),
-               "dense [" + number(count) + ", " + number(plan.num_slots) + " or more, 2, " + number(kv_heads) + ", " + number(head_width(store, dim)) + "]");
+        const long pages = plan.num_slots / plan.page_size;
+        EXPECT(pool, pool.dims == 6 && pool.dense() && pool.size[0] == count && pool.size[1] >= pages && pool.size[2] == 2 &&
+                         pool.size[3] == kv_heads && pool.size[4] == plan.page_size && pool.size[5] == head_width(store, dim),
+               "dense [" + number(count) + ", " + number(pages) + " or more, 2, " + number(kv_heads) + ", " +
+                   number(plan.page_size) + ", " + number(head_width(store, dim)) + "]");
         if (long(windows.size()) != count) refuse("layers: " + number(long(windows.size())) + " windows for " + number(count));
-        const int64_t* checked = indices(slots, pool.size[1]);
+        const int64_t* checked = indices(slots, pool.size[1] * pool.size[4]);
         EXPECT(slots, slots.size[0] == tokens, "[" + number(tokens) + "]");
         std::vector<int64_t> rows(checked, checked + tokens);
         AttentionArgs attention = plan.args();
@@ -123,7 +125,7 @@ private:
         turn.tokens = tokens, turn.heads = heads + kv_heads, turn.dim = dim, turn.threads = threads;
         operations.rotate(turn);
         operations.store({qkv + heads * dim * size, width, bf16, const_cast<void*>(attention.pool), attention.store, slots,
-                          tokens, 2 * kv_heads, dim, threads});
+                          tokens, 2 * kv_heads, dim, attention.requests.page_size, threads});
 
         attention.q = qkv, attention.q_stride = width, attention.q_bf16 = bf16, attention.out = normed;
         attention.heads = heads, attention.kv_heads = kv_heads, attention.dim = dim;

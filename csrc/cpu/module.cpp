@@ -185,11 +185,11 @@ void call_store_kv(nb::handle pool_object, nb::handle slots_object, nb::handle k
            "[" + number(slots.size[0]) + ", 2, heads, dim], dense but for the first dimension");
     StoreArgs args{};
     args.store = pool_store(pool, kv.size[3]);
-    EXPECT(pool, pool.dims == 4 && pool.dense() && pool.size[1] == 2 && pool.size[2] == kv.size[2] &&
-                     pool.size[3] == head_width(args.store, kv.size[3]),
-           "dense [slots, 2, " + number(kv.size[2]) + ", " + number(head_width(args.store, kv.size[3])) + "]");
+    EXPECT(pool, pool.dims == 5 && pool.dense() && pool.size[1] == 2 && pool.size[2] == kv.size[2] && pool.size[3] > 0 &&
+                     pool.size[4] == head_width(args.store, kv.size[3]),
+           "dense [pages, 2, " + number(kv.size[2]) + ", page size, " + number(head_width(args.store, kv.size[3])) + "]");
     args.rows = kv.data, args.stride = kv.stride[0], args.bf16 = kv.bf16();
-    args.pool = pool.data, args.slots = indices(slots, pool.size[0]);
+    args.pool = pool.data, args.slots = indices(slots, pool.size[0] * pool.size[3]), args.page_size = pool.size[3];
     args.tokens = kv.size[0], args.heads = 2 * kv.size[2], args.dim = kv.size[3], args.threads = team(threads);
     nb::gil_scoped_release release;
     in_use().store(args);
@@ -201,12 +201,13 @@ void call_attention(nb::handle q_object, nb::handle pool_object, const Attention
     q.floats();
     const long dim = q.dims == 3 ? q.size[2] : 0;
     const Store store = pool_store(pool, dim);
-    EXPECT(pool, pool.dims == 4 && pool.dense() && pool.size[0] >= plan.num_slots && pool.size[1] == 2,
-                 "dense [" + number(plan.num_slots) + " or more, 2, heads, dim]");
+    const long pages = plan.num_slots / plan.page_size;
+    EXPECT(pool, pool.dims == 5 && pool.dense() && pool.size[0] >= pages && pool.size[1] == 2 && pool.size[3] == plan.page_size,
+           "dense [" + number(pages) + " or more, 2, heads, " + number(plan.page_size) + ", dim]");
     EXPECT(q, q.dims == 3 && q.dense(1) && q.size[0] == plan.tokens && pool.size[2] > 0 &&
-                  q.size[1] % pool.size[2] == 0 && head_width(store, dim) == pool.size[3],
+                  q.size[1] % pool.size[2] == 0 && head_width(store, dim) == pool.size[4],
               "[" + number(plan.tokens) + ", a multiple of " + number(pool.size[2]) + ", " +
-                  number(pool.size[3] - head_width(store, 0)) + "]");
+                  number(pool.size[4] - head_width(store, 0)) + "]");
     bool same = out.dims == 3 && out.dense() && out.type == q.type;
     for (int i = 0; same && i < 3; i++) same = out.size[i] == q.size[i];
     EXPECT(out, same, "dense, like q, which is " + q.text());

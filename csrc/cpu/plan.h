@@ -21,7 +21,7 @@ public:
     // Which requests share which blocks of keys: ([requests], from, to).
     nb::list stems() const;
 
-    const long window, num_slots;
+    const long window, num_slots, page_size;
     long tokens = 0;
 
 private:

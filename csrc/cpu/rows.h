@@ -105,17 +105,20 @@ static void store_whole(const T* x, long dim, int8_t* to) {
 
 template <class T, class P>
 static void store_heads(const StoreArgs& a) {
-    const long row_width = a.heads * a.dim;
-#pragma omp parallel for schedule(static) num_threads(a.threads) if (a.threads > 1 && a.tokens * row_width > SERIAL_ELEMENTS)
+    const long width = head_width(a.store, a.dim);
+#pragma omp parallel for schedule(static) num_threads(a.threads) if (a.threads > 1 && a.tokens * a.heads * a.dim > SERIAL_ELEMENTS)
     for (long token = 0; token < a.tokens; token++) {
         const T* from = (const T*)a.rows + token * a.stride;
-        P* to = (P*)a.pool + a.slots[token] * a.heads * head_width(a.store, a.dim);
-        if constexpr (sizeof(P) == 1)
-            for (long head = 0; head < a.heads; head++) store_whole(from + head * a.dim, a.dim, to + head * (a.dim + SCALE_BYTES));
-        else if constexpr (sizeof(T) == sizeof(P))
-            __builtin_memcpy(to, from, row_width * sizeof(P));
-        else
-            for (long i = 0; i < row_width; i++) store_one(to + i, widen(from[i]));
+        const long page = a.slots[token] / a.page_size, offset = a.slots[token] % a.page_size;
+        P* to = (P*)a.pool + (page * a.heads * a.page_size + offset) * width;
+        for (long head = 0; head < a.heads; head++, from += a.dim, to += a.page_size * width) {
+            if constexpr (sizeof(P) == 1)
+                store_whole(from, a.dim, to);
+            else if constexpr (sizeof(T) == sizeof(P))
+                __builtin_memcpy(to, from, a.dim * sizeof(P));
+            else
+                for (long i = 0; i < a.dim; i++) store_one(to + i, widen(from[i]));
+        }
     }
 }
 

@@ -70,7 +70,7 @@ Tensor::Tensor(const char* operation_, const char* name_, nb::handle object_)
     if (!PyTuple_Check(shape.ptr()) || !PyTuple_Check(strides.ptr())) refuse(std::string(operation) + ": no tensor");
     EXPECT(*this, attribute(object, k.is_cpu).ptr() == Py_True, "a CPU tensor");
     dims = int(PyTuple_GET_SIZE(shape.ptr()));
-    EXPECT(*this, dims <= MOST_DIMS, "a tensor of at most 5 dimensions");
+    EXPECT(*this, dims <= MOST_DIMS, "a tensor of at most 6 dimensions");
     for (int i = 0; i < dims; i++) {
         size[i] = PyLong_AsLong(PyTuple_GET_ITEM(shape.ptr(), i));
         stride[i] = PyLong_AsLong(PyTuple_GET_ITEM(strides.ptr(), i));

@@ -13,7 +13,7 @@ namespace nb = nanobind;
 enum class Type { float32, float64, bfloat16, int32, int64, uint8, int8, boolean, other };
 
 struct Tensor {
-    static constexpr int MOST_DIMS = 5;
+    static constexpr int MOST_DIMS = 6;
     char* data = nullptr;
     int dims = 0;
     long size[MOST_DIMS] = {};

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from trunkline.kernels import ref
-from trunkline.kernels.ops import Kernels, PagedShape, head_width
+from trunkline.kernels.ops import Kernels, PagedShape, pool_size
 
 # (query heads, kv heads, head size): one kv head, odd groups, many heads, odd sizes
 HEADS = [(4, 2, 64), (7, 1, 16), (6, 6, 10), (8, 1, 32), (14, 2, 64), (1, 1, 8), (9, 3, 40)]
@@ -35,7 +35,7 @@ class Pool:
         slots = self.page_size * self.num_pages
         self.shape = PagedShape(query, kv, dim, self.page_size, slots, self.scale, self.soft_cap)
         poison = -1 if self.dtype == torch.int8 else float("nan")  # two bytes of it are a NaN for scale
-        self.data = torch.full((slots + 1, 2, kv, head_width(dim, self.dtype)), poison, dtype=self.dtype)
+        self.data = torch.full(pool_size(self.shape, self.dtype), poison, dtype=self.dtype)
         self.data[-1] = 0
         self.free = np.random.default_rng(self.seed).permutation(self.num_pages).tolist()
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tests.kernels.test_attention import HEADS, Pool, attend, oracle, sequence
 from trunkline.kernels import ref
-from trunkline.kernels.ops import Kernels, PagedShape, head_width
+from trunkline.kernels.ops import Kernels, PagedShape, by_token, head_width
 from trunkline.kernels.ref.quantized import dequantize_kv, quantize_kv
 
 NAN = float("nan")
@@ -91,13 +91,14 @@ def test_storing_rounds_as_promised(
     kv[4, 1, 0, -1] = NAN
     kv[5, 0, 0, 0] = float("inf")
     kv[6, 0, 0] = 1e-40  # its scale is no bfloat16 but zero
-    pool = torch.full((20, 2, count, head_width(dim, torch.int8)), 77, dtype=torch.int8)
+    pool = torch.full((5, 2, count, 4, head_width(dim, torch.int8)), 77, dtype=torch.int8)
     slots = torch.tensor([3, 19, 0, 7, 8, 9, 1, 2, 12])
     kernels.store_kv(pool, slots, kv)
+    tokens = by_token(pool).reshape(20, 2, count, -1)
     others = torch.ones(20, dtype=torch.bool)
     others[slots] = False
-    assert (pool[others] == 77).all()
-    found, wanted = dequantize_kv(pool[slots]), dequantize_kv(quantize_kv(kv))
+    assert (tokens[others] == 77).all()
+    found, wanted = dequantize_kv(tokens[slots]), dequantize_kv(quantize_kv(kv))
     torch.testing.assert_close(found, wanted, rtol=0, atol=0, equal_nan=True)
     assert (found[3, 0, 0] == 0).all() and found[4, 1, 0].isnan().all() and found[5, 0, 0].isnan().all()
     good = [0, 1, 2, 7, 8]

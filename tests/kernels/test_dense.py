@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from trunkline.kernels.ops import Activation, Kernels, Quantization
+from trunkline.kernels.ops import Activation, Kernels, Quantization, by_token
 from trunkline.kernels.ref.dense import apply_gate
 
 # (out, in)
@@ -206,10 +206,11 @@ def test_embedding_reads_rows(
 
 
 def test_store_kv_writes_slots(kernels: Kernels) -> None:
-    pool, kv = torch.zeros(6, 2, 3, 4), torch.randn(2, 2, 3, 4)
+    pool, kv = torch.zeros(3, 2, 3, 2, 4), torch.randn(2, 2, 3, 4)
     kernels.store_kv(pool, torch.tensor([5, 1]), kv)
-    assert torch.equal(pool[[5, 1]], kv)
-    assert not pool[[0, 2, 3, 4]].any()
-    narrow = torch.zeros(6, 2, 3, 4, dtype=torch.bfloat16)
+    tokens = by_token(pool).reshape(6, 2, 3, 4)
+    assert torch.equal(tokens[[5, 1]], kv)
+    assert not tokens[[0, 2, 3, 4]].any()
+    narrow = torch.zeros_like(pool, dtype=torch.bfloat16)
     kernels.store_kv(narrow, torch.tensor([5, 1]), kv)
-    assert torch.equal(narrow[[5, 1]], kv.bfloat16())
+    assert torch.equal(narrow, pool.bfloat16())

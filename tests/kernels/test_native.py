@@ -151,8 +151,8 @@ def test_rounding_to_bfloat16_is_torch_s() -> None:
     values = torch.cat((random, edges)).to(torch.int32).view(torch.float32)
     values = values[values.isfinite()]
     count = len(values)
-    pool = torch.zeros(count, 2, 1, 16)
-    pool[:, 1, 0, 0] = values
+    pool = torch.zeros(count, 2, 1, 1, 16)
+    pool[:, 1, 0, 0, 0] = values
     plan = kernels.plan_attention(
         torch.arange(count + 1, dtype=torch.int32),
         torch.ones(count, dtype=torch.int32),
@@ -175,7 +175,7 @@ def test_attention_in_each_type(
     kv, q = torch.randn(length, 2, kv_heads, dim).to(dtype), torch.randn(length, heads, dim).to(dtype)
     pages = torch.randperm(100)[: -(-length // page)].int()
     shape = PagedShape(heads, kv_heads, dim, page, 700)
-    pool = torch.full((701, 2, kv_heads, dim), NAN, dtype=dtype)
+    pool = torch.full((100, 2, kv_heads, page, dim), NAN, dtype=dtype)
     positions = torch.arange(length)
     kernels.store_kv(pool, pages[positions // page].long() * page + positions % page, kv)
 
@@ -203,7 +203,7 @@ def test_attention_in_each_type(
 def test_a_later_token_that_is_not_finite_reaches_no_earlier_one() -> None:
     torch.manual_seed(0)
     length, shape = 200, PagedShape(4, 2, 32, 16, 208)
-    pool, q = torch.randn(209, 2, 2, 32), torch.randn(length, 4, 32)
+    pool, q = torch.randn(13, 2, 2, 16, 32), torch.randn(length, 4, 32)
     plan = kernels.plan_attention(
         torch.tensor([0, length], dtype=torch.int32),
         torch.tensor([length], dtype=torch.int32),
@@ -212,7 +212,7 @@ def test_a_later_token_that_is_not_finite_reaches_no_earlier_one() -> None:
         shape,
     )
     clean = kernels.attention(q, pool, plan)
-    pool[150] = NAN
+    pool[150 // 16, :, :, 150 % 16] = NAN
     found = kernels.attention(q, pool, plan)
     assert torch.equal(found[:150], clean[:150])
     assert not found[150:].isfinite().any()
@@ -242,12 +242,12 @@ WRONG: list[tuple[Callable[[], object], str]] = [
     (lambda: kernels.rms_norm(torch.randn(3, 8), torch.randn(9), 1e-6), r"\[9\].*\[3, 8\]"),
     (lambda: kernels.rope(torch.randn(3, 2, 7), torch.randn(3, 2, 7)), "an even number"),
     (lambda: kernels.rope(torch.randn(3, 2, 8), torch.randn(2, 2, 8)), r"\[3, 2, 8\]"),
-    (lambda: kernels.store_kv(torch.randn(4, 2, 1, 8), torch.tensor([0]), torch.randn(1, 2, 1, 9)), "9"),
+    (lambda: kernels.store_kv(torch.randn(4, 2, 1, 1, 8), torch.tensor([0]), torch.randn(1, 2, 1, 9)), "9"),
     (lambda: kernels.plan_attention(PLAN[0], PLAN[1] + 4, PLAN[2], None, SHAPE), "3 pages of 4"),
     (lambda: kernels.plan_attention(PLAN[0], PLAN[1], PLAN[2] + 1, None, SHAPE), "page 4; the pool has 4"),
     (lambda: kernels.plan_attention(PLAN[0], PLAN[1] - 8, PLAN[2], None, SHAPE), "2 tokens .* length of 1"),
-    (lambda: attention_of(torch.randn(3, 4, 8), torch.randn(17, 2, 2, 8)), r"\[2, a multiple of 2, 8\]"),
-    (lambda: attention_of(torch.randn(2, 4, 8), torch.randn(15, 2, 2, 8)), "16 or more"),
+    (lambda: attention_of(torch.randn(3, 4, 8), torch.randn(5, 2, 2, 4, 8)), r"\[2, a multiple of 2, 8\]"),
+    (lambda: attention_of(torch.randn(2, 4, 8), torch.randn(3, 2, 2, 4, 8)), "4 or more"),
 ]
 
 
@@ -265,7 +265,7 @@ def test_indices_out_of_bounds_are_refused(bad: int) -> None:
         with pytest.raises(IndexError, match=rf"{bad} at 1 is not in \[0, 20\)"):
             kernels.embedding(ids, table)
     with pytest.raises(IndexError, match="is not in"):
-        kernels.store_kv(torch.zeros(20, 2, 1, 4), ids, torch.randn(2, 2, 1, 4))
+        kernels.store_kv(torch.zeros(5, 2, 1, 4, 4), ids, torch.randn(2, 2, 1, 4))
 
 
 def test_an_unknown_instruction_set_is_refused() -> None:

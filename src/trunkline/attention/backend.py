@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from trunkline.kernels.ops import Kernels, PagedShape, head_width
+from trunkline.kernels.ops import Kernels, PagedShape, pool_size
 from trunkline.kernels.pages import LARGE_PAGES, advise
 
 
@@ -46,15 +46,14 @@ class AttentionBackend(Protocol):
 
 
 class KVPool:
-    """Keys and values of all layers, allocated once: [layers, num_slots + 1, 2, K, head_width(D, dtype)].
+    """Keys and values of all layers, allocated once: [layers, *pool_size(shape, dtype)].
 
-    The extra slot stays zero: it stands for positions that no token was written to.
+    The last page stays zero: it stands for positions that no token was written to.
     """
 
     def __init__(self, layers: int, shape: PagedShape, dtype: torch.dtype, device: torch.device) -> None:
         self.shape = shape
-        width = head_width(shape.head_dim, dtype)
-        size = (layers, shape.num_slots + 1, 2, shape.num_kv_heads, width)
+        size = (layers, *pool_size(shape, dtype))
         # Not zeros: every slot is written before it is read, and memory costs nothing until it is touched.
         self.data = torch.empty(size, dtype=dtype, device=device)
         if device.type == "cpu":

@@ -253,11 +253,13 @@ def attention_point(
     have in common. Planning is timed apart."""
     import torch
 
+    from trunkline.attention.backend import KVPool
     from trunkline.kernels.ops import PagedShape
 
     pages = -(-keys // PAGE)
     shape = PagedShape(HEADS, KV_HEADS, HEAD_DIM, PAGE, requests * pages * PAGE)
-    pool = bench.random(shape.num_slots + 1, 2, KV_HEADS, HEAD_DIM)
+    pool = KVPool(1, shape, bench.dtype, bench.device).data[0]
+    pool.copy_(bench.random(*pool.shape))
     table = torch.arange(requests * pages, dtype=torch.int32, device=bench.device).view(requests, pages)
     table[:, : shared // PAGE] = table[0, : shared // PAGE].clone()
     q_start = torch.arange(0, requests * new + 1, new, dtype=torch.int32, device=bench.device)

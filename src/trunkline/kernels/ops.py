@@ -133,7 +133,7 @@ class LayerStack(Protocol):
     def __call__(self, x: Tensor, rope: Tensor, slots: Tensor, pool: Tensor, plans: Sequence[Any]) -> Tensor:
         """Run all layers on x [T, hidden], which is used up, as the ops would one by one, to the bit.
 
-        `pool` [layers, num_slots + 1, 2, K, head_width(D, dtype)]; `plans`: one for each layer."""
+        `pool` [layers, *pool_size(shape, dtype)]; `plans`: one for each layer."""
         ...
 
 
@@ -145,7 +145,7 @@ class PagedShape:
     num_kv_heads: int  # K
     head_dim: int  # D
     page_size: int  # tokens
-    num_slots: int  # num_pages * page_size; the pool has one slot more, which always holds zeros
+    num_slots: int  # num_pages * page_size; the pool has one page more, whose first slot always holds zeros
     scale: float | None = None  # of scores; None: D ** -0.5
     soft_cap: float = 0.0  # scaled scores s become soft_cap * tanh(s / soft_cap); 0: they stay
 
@@ -158,6 +158,18 @@ def head_width(head_dim: int, dtype: torch.dtype) -> int:
     """Elements of a head in a KV pool. int8: D whole numbers (-127..127 by the largest magnitude of the head)
     and their scale, the two bytes of a bfloat16; NaN where a number was not finite."""
     return head_dim + 2 * (dtype == torch.int8)
+
+
+def pool_size(shape: PagedShape, dtype: torch.dtype) -> tuple[int, int, int, int, int]:
+    """Of one layer's KV pool [num_pages + 1, keys and values, K, page_size, head_width]: a head's tokens of a
+    page lie side by side, so that reading them is one stream."""
+    pages = shape.num_slots // shape.page_size + 1
+    return pages, 2, shape.num_kv_heads, shape.page_size, head_width(shape.head_dim, dtype)
+
+
+def by_token(pool: Tensor) -> Tensor:
+    """A view [..., pages, page_size, 2, K, width] of a pool [..., pages, 2, K, page_size, width]."""
+    return pool.movedim(-2, -4)
 
 
 class Kernels(Protocol):
@@ -247,8 +259,8 @@ class Kernels(Protocol):
         ...
 
     def store_kv(self, pool: Tensor, slots: Tensor, kv: Tensor) -> None:
-        """Write kv [T, 2, K, D] to `slots` [T] int64 of one layer's pool [num_slots + 1, 2, K, head_width],
-        in the pool's dtype: float32, bfloat16 or int8."""
+        """Write kv [T, 2, K, D] to `slots` [T] int64 (page * page_size + offset) of one layer's pool, of
+        `pool_size`, in its dtype: float32, bfloat16 or int8."""
         ...
 
     def layer_stack(

@@ -12,7 +12,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from trunkline.kernels.ops import Activation, LayerWeights, PackedLinear, Quantization, TokenMasks
+from trunkline.kernels.ops import (
+    Activation,
+    LayerWeights,
+    PackedLinear,
+    Quantization,
+    TokenMasks,
+    by_token,
+)
 from trunkline.kernels.ref.quantized import dequantize, quantize_kv, quantize_weight, quantized_product
 
 # Rows that oneDNN is told to expect when it chooses the packed layout; results do not depend on it.
@@ -194,4 +201,7 @@ def layer_stack(layers: Sequence[LayerWeights], heads: int, kv_heads: int, eps: 
 
 
 def store_kv(pool: Tensor, slots: Tensor, kv: Tensor) -> None:
-    pool.index_copy_(0, slots, quantize_kv(kv) if pool.dtype == torch.int8 else kv.to(pool.dtype))
+    tokens = by_token(pool)
+    page_size = tokens.shape[1]
+    rows = quantize_kv(kv) if pool.dtype == torch.int8 else kv.to(pool.dtype)
+    tokens[slots // page_size, slots % page_size] = rows

@@ -7,7 +7,7 @@ in it that follow from the token's position alone:
   position p is always row p % rows of a full tile; absent neighbors are zeros.
 - the keys that a tile reads are those of a fixed span [start, end) of positions, a function of the tile's
   position. Masking hides those above a query's own position or outside its window; slots that don't exist
-  yet are read from the pool's extra slot of zeros, so that nothing unwritten can reach a sum.
+  yet are read from the slot of zeros behind the pool's pages, so that nothing unwritten can reach a sum.
 
 The fused kernel works on each (tile, key/value head) alone, in blocks of 512 keys with a running softmax in
 float32, and runs its products on one thread. Tiles that share a request share one gathered copy of its keys.
@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from trunkline.kernels.ops import PagedShape
+from trunkline.kernels.ops import PagedShape, by_token
 from trunkline.kernels.ref.quantized import dequantize_kv
 
 _TILE_ROWS = 8  # query rows (tokens x heads of a group) that a tile aims at: decode is fast, prefill is fair
@@ -136,7 +136,7 @@ def _run(q: Tensor, pool: Tensor, call: _Call, shape: PagedShape) -> Tensor:
     """Tiles [n, K, rows, D] -> [n * rows * K, D]."""
     count, kv_heads, _, dim = q.shape
     span = call.end - call.start
-    kv = pool.index_select(0, call.slots)
+    kv = by_token(pool)[call.slots // pool.shape[-2], call.slots % pool.shape[-2]]
     kv = dequantize_kv(kv) if kv.dtype == torch.int8 else kv.float()
     kv = kv.view(-1, span, 2, kv_heads, dim)
     mask = call.mask if call.mask is not None else _mask(call.positions, call.start, call.end, call.window)
