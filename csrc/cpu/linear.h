@@ -15,7 +15,10 @@ namespace TRUNKLINE_ISA {
 constexpr long ROW_BLOCK = 96;         // rows whose sums are kept at hand while a slab is read
 constexpr long TILE_BLOCK = 64;        // the same for tiles: sums, a stretch and two groups of rows fit the first cache
 constexpr long SERIAL_WORK = 1 << 15;  // weights x rows below which threads cost more than they save
-constexpr long TILE_AHEAD = 16384;     // bytes between weights in use and those that tiles fetch meanwhile
+constexpr long WHERE_GIVEN = 32;       // rows that tiles read where they are: a pair of groups
+// Bytes between weights in use and those that tiles fetch meanwhile. Not a multiple of 4096: loads and fetches that meet
+// in the same sets of a cache cost 32 to 64 rows a tenth.
+constexpr long TILE_AHEAD = 18496;
 
 INLINE VF activate(VF x, Gate gate) {
     return gate == Gate::silu ? silu(x) : gate == Gate::gelu ? gelu(x) : gelu_tanh(x);
@@ -99,8 +102,8 @@ struct Share {
         (void)fetch, (void)fetch_end;
 #if defined(TRUNKLINE_TILES)
         if constexpr (Kind::TILES) {
-            const long of_row = k * long(sizeof(*x)), height = args.m < 16 ? args.m : 16;
-            const TileInput from = in_place ? TileInput{(const char*)(x + row * args.x_stride), args.x_stride * long(sizeof(*x)), LINE, 0}
+            const long of_row = (in_place ? args.x_stride : k) * long(sizeof(*x)), height = args.m < 16 ? args.m : 16;
+            const TileInput from = in_place ? TileInput{(const char*)(x + row * args.x_stride), of_row, LINE, of_row * TILE_HEIGHT}
                                             : TileInput{(const char*)(x + row * k), LINE, height * LINE, of_row * TILE_HEIGHT};
             if (args.format.store == Store::int4)
                 multiply_tiles_int4(rows, from, w, width, padded_k(args.k, args.format), args.format.group, scales + row * groups,
@@ -155,7 +158,7 @@ static void product(const LinearArgs& args) {
     typedef typename Kind::X X;
     const bool whole = is_whole(args.format);
     const long m = args.m, k = staged_inputs<Kind>(args.k, args.format);
-    const bool in_place = m <= (Kind::TILES ? 16 : 1) && !whole && sizeof(X) == sizeof(Given) && k == args.k;
+    const bool in_place = m <= (Kind::TILES ? WHERE_GIVEN : 1) && !whole && sizeof(X) == sizeof(Given) && k == args.k;
     const bool stage_alone = !in_place && m * k < SERIAL_WORK;
     const Given* given = (const Given*)args.x;
     X* staged = (X*)args.staging;
@@ -191,7 +194,8 @@ static void product(const LinearArgs& args) {
             stage_share(me, team);
 #pragma omp barrier
         }
-        const typename Kind::Setup setup(m < 16 ? m : 16);
+        const long height = m < 16 ? m : 16;
+        const typename Kind::Setup setup(height, in_place && m > height ? m - height : height);
         const Share<Kind> share{args, in_place ? (const X*)args.x : staged, k, in_place, scales, sums,
                                 args.choices ? lists + me * m : nullptr};
         for (long u = total * me / team, end = total * (me + 1) / team; u < end;) {

@@ -43,11 +43,11 @@ INLINE long place(long r, long k) {
 }
 
 struct NoSetup {
-    explicit NoSetup(long) {}
+    explicit NoSetup(long, long = 0) {}
 };
 
 // How weights and activations meet. DEPTH: inputs of a line; UNIT: inputs of a row that lie side by side. A thread
-// makes a `Setup` of the most rows that are taken at once, before it multiplies.
+// makes a `Setup` of the most rows that are taken at once, and of those in a second group, before it multiplies.
 struct Float32 {
     static constexpr int DEPTH = 1, UNIT = 1;
     static constexpr bool TILES = false, NARROW = false;

@@ -7,7 +7,7 @@
 // followed by zeros. Rows of a tile do not meet.
 //
 // The compiler knows nothing of tiles here (its own intrinsics order them against no memory): tile numbers are
-// fixed. 0-3 hold sums, 4 and 5 activations, 6 and 7 weights.
+// fixed. 0-3 hold sums, 4 and 5 activations, 6 and 7 weights. Of two groups of rows the second has 2, 3 and 5.
 #pragma once
 
 #include "micro.h"
@@ -21,13 +21,15 @@ constexpr long TILE_HEIGHT = 16, TILE_LINES = 16;
 constexpr long TILE_STRETCH = 4;  // steps of a slab that stay in the first cache while groups of rows take turns
 constexpr long INT4_STRETCH = 16;  // the same, of int4: lines, which are twice as many when unpacked
 
-// Tiles of `rows` rows of sums and activations. Each thread sets them for itself, and lets go when it is done.
+// Tiles of `rows` rows of sums and activations, of `below` in a second group. Each thread sets them for itself, and lets
+// go when it is done.
 struct TileSetup {
-    explicit TileSetup(long rows) {
+    explicit TileSetup(long rows) : TileSetup(rows, rows) {}
+    TileSetup(long rows, long below) {
         alignas(64) uint8_t config[64] = {1};  // the palette
         for (int t = 0; t < 8; t++) {
             config[16 + 2 * t] = LINE;
-            config[48 + t] = uint8_t(t < 6 ? rows : TILE_LINES);
+            config[48 + t] = uint8_t(t > 5 ? TILE_LINES : t == 2 || t == 3 || t == 5 ? below : rows);
         }
         asm volatile("ldtilecfg %0" ::"m"(config) : "memory");
     }
@@ -93,10 +95,12 @@ struct Fetch {
     bool near;
 
     inline __attribute__((always_inline)) void step() {
-        const char* stop = end - at < lines * LINE ? end : at + lines * LINE;
+        const char* stop = at + lines * LINE;
+        if (stop > end) stop = end;
         if (near)
             for (; at < stop; at += LINE) __builtin_prefetch(at, 0, 3);
         else
+#pragma GCC unroll 4
             for (; at < stop; at += LINE) __builtin_prefetch(at, 0, 2);
     }
 };
@@ -111,7 +115,7 @@ INLINE void micro_tiles(TileInput x, const char* w, long width, long steps, bool
         tile_load<0>(c, of_row);
         if constexpr (P > 1) tile_load<1>(c + PANEL, of_row);
         if constexpr (P > 2) tile_load<2>(c + 2 * PANEL, of_row), tile_load<3>(c + 3 * PANEL, of_row);
-        if constexpr (R > 1) tile_load<P>(below, of_row);
+        if constexpr (R > 1) tile_load<2>(below, of_row);
         if constexpr (R > 1 && P > 1) tile_load<3>(below + PANEL, of_row);
     } else {
         tile_zero<0>(), tile_zero<1>(), tile_zero<2>(), tile_zero<3>();
@@ -122,14 +126,18 @@ INLINE void micro_tiles(TileInput x, const char* w, long width, long steps, bool
         tile_load<4>(x.at, x.row);
         Kind::template dot<0, 4, 6>();
         if constexpr (R > 1) {
+            fetch.step();
             tile_load<5>(x.at + x.group, x.row);
-            Kind::template dot<P, 5, 6>();
+            Kind::template dot<2, 5, 6>();
         }
         if constexpr (P > 1) {
             fetch.step();
             tile_load<7>(w + LINE, stride);
             Kind::template dot<1, 4, 7>();
-            if constexpr (R > 1) Kind::template dot<3, 5, 7>();
+            if constexpr (R > 1) {
+                fetch.step();
+                Kind::template dot<3, 5, 7>();
+            }
         }
         if constexpr (P > 2) {
             fetch.step();
@@ -143,7 +151,7 @@ INLINE void micro_tiles(TileInput x, const char* w, long width, long steps, bool
     tile_store<0>(c, of_row);
     if constexpr (P > 1) tile_store<1>(c + PANEL, of_row);
     if constexpr (P > 2) tile_store<2>(c + 2 * PANEL, of_row), tile_store<3>(c + 3 * PANEL, of_row);
-    if constexpr (R > 1) tile_store<P>(below, of_row);
+    if constexpr (R > 1) tile_store<2>(below, of_row);
     if constexpr (R > 1 && P > 1) tile_store<3>(below + PANEL, of_row);
 }
 
@@ -173,7 +181,7 @@ template <class Kind>
 static void multiply_tiles(long groups, TileInput x, const char* w, long width, long lines, float* c, const char* fetch,
                            const char* fetch_end) {
     const long steps = lines / TILE_LINES, ldc = width * PANEL, stretch = groups == 1 ? steps : TILE_STRETCH;
-    const long calls = steps * ((groups + 1) / 2) * width;
+    const long calls = steps * groups * width;
     Fetch ahead{fetch, fetch_end, ((fetch_end - fetch) / LINE + calls - 1) / (calls ? calls : 1), groups == 1};
     for (long s = 0; s < steps; s += stretch) {
         const long some = steps - s < stretch ? steps - s : stretch;

@@ -22,9 +22,9 @@ def relative_error(found: Tensor, expected: Tensor) -> float:
 
 
 def splits(rows: int, seed: int) -> Iterator[tuple[int, int]]:
-    """Ranges of rows: each single one at the ends, and random ones."""
+    """Ranges of rows: single ones at the ends, a little more and less than tiles take, random ones."""
     generator = torch.Generator().manual_seed(seed)
-    yield from [(0, 1), (rows - 1, rows), (0, rows)]
+    yield from [(0, 1), (rows - 1, rows), (0, rows), (0, min(rows, 17)), (max(rows - 31, 0), rows)]
     for _ in range(25):
         a, b = sorted(torch.randint(0, rows, (2,), generator=generator).tolist())
         yield a, b + 1
