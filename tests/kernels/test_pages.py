@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import ctypes
+import mmap
 from pathlib import Path
 
 import pytest
 import torch
 
 from trunkline.attention.backend import KVPool
+from trunkline.kernels import pages
 from trunkline.kernels.ops import PagedShape
-from trunkline.kernels.pages import LARGE_PAGES, NOT_NEEDED, advise
+from trunkline.kernels.pages import LARGE_PAGES, NOT_NEEDED, advise, populate, wait_until_populated
 
 SMAPS = Path("/proc/self/smaps")
 large = pytest.mark.skipif(
@@ -28,6 +31,44 @@ def flags_at(address: int) -> list[str]:
         elif inside and words[0] == "VmFlags:":
             return words[1:]
     raise AssertionError(f"no mapping holds {address:#x}")
+
+
+def resident(tensor: torch.Tensor) -> int:
+    """Bytes of a tensor's whole pages that are in memory, by mincore(2)."""
+    page = mmap.PAGESIZE
+    begin = -(-tensor.data_ptr() // page) * page
+    count = (tensor.data_ptr() + tensor.nbytes - begin) // page
+    states = (ctypes.c_ubyte * count)()
+    assert ctypes.CDLL(None).mincore(ctypes.c_void_p(begin), ctypes.c_size_t(count * page), states) == 0
+    return page * sum(state & 1 for state in states)
+
+
+def test_memory_is_there_before_it_is_written() -> None:
+    whole = torch.empty(1 << 26, dtype=torch.uint8)  # large enough to be fresh from the system
+    whole[5_000_000:5_000_100] = 7
+    assert resident(whole) < 1 << 25
+    populate(whole)
+    wait_until_populated()
+    assert resident(whole) >= whole.nbytes - 2 * mmap.PAGESIZE
+    assert int(whole.sum(dtype=torch.int64)) == 700
+
+
+def test_nothing_is_populated_for_a_tensor_that_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    monkeypatch.setattr(pages, "advise", lambda part, advice: not calls.append(part.numel()))
+    monkeypatch.setattr(pages.time, "sleep", lambda _: holder.clear())
+    holder = [torch.empty(1 << 26, dtype=torch.uint8)]
+    populate(holder[0])
+    wait_until_populated()
+    assert calls == [(1 << 23) + mmap.PAGESIZE]
+
+
+def test_a_system_that_cannot_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    monkeypatch.setattr(pages, "advise", lambda part, advice: bool(calls.append(part.numel())))
+    populate(torch.empty(1 << 26, dtype=torch.uint8))
+    wait_until_populated()
+    assert len(calls) <= 1
 
 
 @large

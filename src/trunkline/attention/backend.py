@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from trunkline.kernels.ops import Kernels, PagedShape, pool_size
-from trunkline.kernels.pages import LARGE_PAGES, advise
+from trunkline.kernels.pages import LARGE_PAGES, advise, populate
 
 
 class Batch(Protocol):
@@ -54,10 +54,11 @@ class KVPool:
     def __init__(self, layers: int, shape: PagedShape, dtype: torch.dtype, device: torch.device) -> None:
         self.shape = shape
         size = (layers, *pool_size(shape, dtype))
-        # Not zeros: every slot is written before it is read, and memory costs nothing until it is touched.
+        # Not zeros: every slot is written before it is read, and a start should not wait for so much memory.
         self.data = torch.empty(size, dtype=dtype, device=device)
         if device.type == "cpu":
             advise(self.data, LARGE_PAGES)
+            populate(self.data)
         self.data[:, -1] = 0
 
     @property

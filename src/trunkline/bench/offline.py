@@ -87,6 +87,7 @@ def with_pool(options: Options) -> Options:
 async def measure(options: Options, resolved: Resolved, started: float) -> dict[str, object]:
     """Load, run, count. Raises RequestError when a request cannot run or ends early."""
     from trunkline.engine.client import EngineClient
+    from trunkline.kernels.pages import wait_until_populated
 
     config = resolved.config
     client = await EngineClient.in_process(config)
@@ -101,6 +102,7 @@ async def measure(options: Options, resolved: Resolved, started: float) -> dict[
             options.seed,
         )
         await warm_up(client, options.warmup, len(prompts[0]), grammar_of(options))
+        await asyncio.to_thread(wait_until_populated)  # as a server's pool is seconds after its start
         before = await client.stats()
         lines, total = await run_all(client, prompts, options)
         after = await client.stats()
