@@ -235,6 +235,7 @@ struct Worker {
     Keys<T> *now, *next;  // the block's, and the next one's if `ready`
     bool ready = false;
     Coming<T> coming;  // what the next head reads
+    long pace = 0;  // lines of that at each of its steps, where a block is packed
     long rows = 0, padded = 0;  // of the item, and that as a multiple of 16
     long active = 0, active_end = 0;  // rows that the block's keys are for
     long prefix = 0;  // the step's tokens begin at this position
@@ -307,17 +308,16 @@ struct Worker {
         }
     }
 
-    // Read all lines that `heads` heads from `head` on need, one after another: then memory delivers as fast as it
-    // can, and products find them in the second cache.
-    void fetch(long head, long heads) const {
-        for (long h = head; h < head + heads; h++)
-            for (long offset : {keys_of(h), values_of(h)})
-                for (long r = 0; r < now->num_runs; r++) {
-                    const char* from = (const char*)(now->runs[r].from + offset);
-                    const long bytes = now->runs[r].tokens * width * long(sizeof(T));
-                    for (long b = 0; b < bytes; b += LINE) asm volatile("" ::"r"(from[b]));
-                    if (sizeof(T) == 1) asm volatile("" ::"r"(from[bytes - 1]));  // heads do not begin at lines
-                }
+    // Read all lines that a head needs, one after another: then memory delivers as fast as it can, and products find
+    // them in the second cache.
+    void fetch(long head) const {
+        for (long offset : {keys_of(head), values_of(head)})
+            for (long r = 0; r < now->num_runs; r++) {
+                const char* from = (const char*)(now->runs[r].from + offset);
+                const long bytes = now->runs[r].tokens * width * long(sizeof(T));
+                for (long b = 0; b < bytes; b += LINE) asm volatile("" ::"r"(from[b]));
+                if (sizeof(T) == 1) asm volatile("" ::"r"(from[bytes - 1]));  // heads do not begin at lines
+            }
     }
 
     void see() {
@@ -333,6 +333,7 @@ struct Worker {
 
     void begin(const Item& item) {
         rows = item.tokens * g.group, padded = (rows + 15) / 16 * 16;
+        pace = 2 * BLOCK * width * long(sizeof(T)) / LINE / (BLOCK / PANEL + BLOCK / unit_of<X> + rows / 4) + 1;
         long row = 0;
         for (long i = 0; i < item.segments; i++) {
             const Segment& s = cut.segments[item.segment + i];
@@ -444,6 +445,7 @@ struct Worker {
 
     void pack_block_keys(long head, long slab, long from, long to) {
         for (long p = from; p < to; p++) {
+            coming(pace);
             const T* row[PANEL];
             for (long i = 0; i < PANEL; i++) row[i] = row_of(slab * SPAN + p * PANEL + i, keys_of(head), i);
             pack_keys<X>(row, g.dim, keys + p * LINE, SLAB * LINE);
@@ -454,6 +456,7 @@ struct Worker {
     void pack_block_values(long head, long from, long to, long low, long high) {
         const long offset = values_of(head);
         for (long j = from; j < to; j += unit_of<X>) {
+            coming(pace);
             const T* row[2];
             for (long i = 0; i < unit_of<X>; i++)
                 row[i] = j + i >= low && j + i < high ? row_of(j + i, offset, i) : zeros();
@@ -545,6 +548,7 @@ struct Worker {
         if (how.key_scales || how.outer != 0)
             for (long r = row; r < end; r++) finish_scores(scores + r * BLOCK, from, to, how);
         while (row < end) {
+            if (!few()) coming(pace);
             float* const at = scores + row * BLOCK;
             if (row + 4 <= end && sees(row) && sees(row + 1) && sees(row + 2) && sees(row + 3)) {
                 weigh<X, 4>(at, from, to, low + row, high + row, how, stats + row, stats + padded + row);
@@ -651,8 +655,8 @@ struct Worker {
         else
             locate(*now, item, index, lowest, highest);
         see();
-        if (!ready) fetch(item.head, few() ? 1 : item.heads);
-        ready = more && few();
+        if (!ready) fetch(item.head);
+        ready = more;
         if (ready) locate(*next, item, index + 1, lowest, highest);
         for (long turn = 0; turn < item.heads; turn++) {
             const long head = item.head + turn, after = turn + 1 < item.heads ? head + 1 : item.head;
