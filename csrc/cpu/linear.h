@@ -107,7 +107,7 @@ struct Share {
                                             : TileInput{(const char*)(x + row * k), LINE, height * LINE, of_row * TILE_HEIGHT};
             if (args.format.store == Store::int4)
                 multiply_tiles_int4(rows, from, w, width, padded_k(args.k, args.format), args.format.group, scales + row * groups,
-                                    sums + row * groups, c, fetch, fetch_end);
+                                    c, fetch, fetch_end);
             else
                 multiply_tiles<Kind>((rows + 15) / 16, from, w, width, lines, c, fetch, fetch_end);
         } else
@@ -195,7 +195,8 @@ static void product(const LinearArgs& args) {
 #pragma omp barrier
         }
         const long height = m < 16 ? m : 16;
-        const typename Kind::Setup setup(height, in_place && m > height ? m - height : height);
+        const long lines = args.format.store == Store::int4 && args.format.group < 64 ? args.format.group / 4 : 16;
+        const typename Kind::Setup setup(height, in_place && m > height ? m - height : height, lines);
         const Share<Kind> share{args, in_place ? (const X*)args.x : staged, k, in_place, scales, sums,
                                 args.choices ? lists + me * m : nullptr};
         for (long u = total * me / team, end = total * (me + 1) / team; u < end;) {

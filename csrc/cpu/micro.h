@@ -43,7 +43,7 @@ INLINE long place(long r, long k) {
 }
 
 struct NoSetup {
-    explicit NoSetup(long, long = 0) {}
+    explicit NoSetup(long, long = 0, long = 0) {}
 };
 
 // How weights and activations meet. DEPTH: inputs of a line; UNIT: inputs of a row that lie side by side. A thread

@@ -29,7 +29,7 @@ INLINE float largest_magnitude(const T* x, long n) {
         zeros += v * 0.0f;  // NaN for what is not finite
         most = larger((VF)((VI)v & 0x7fffffff), most);
     }
-    return sum(zeros) == 0 ? largest(most) : NOT_A_NUMBER;
+    return bits_of(zeros != zeros) == 0 ? largest(most) : NOT_A_NUMBER;
 }
 
 // The number of the largest magnitude, with its sign; of equals the first. NaN if one is not finite.
@@ -59,7 +59,7 @@ INLINE void put_bytes(VI whole, uint8_t* to, long step, long first, long count) 
 
 // n inputs of one row (zeros up to `padded`, a multiple of UNIT) to bytes, `offset` higher. Returns the scale.
 template <int UNIT, class T>
-INLINE float to_bytes(const T* from, long n, long padded, int offset, uint8_t* to, long step, int32_t* sum) {
+INLINE float to_bytes(const T* from, long n, long padded, int offset, uint8_t* to, long step, int32_t* whole_sum) {
     const float most = largest_magnitude(from, n);
     const VF factor = splat(most > 0 ? 127.0f / most : 0.0f);
     VI total = {};
@@ -69,8 +69,7 @@ INLINE float to_bytes(const T* from, long n, long padded, int offset, uint8_t* t
         total += whole;
         put_bytes<UNIT>(whole + offset, to, step, i, padded);
     }
-    *sum = 0;
-    for (int lane = 0; lane < W; lane++) *sum += total[lane];
+    *whole_sum = int32_t(sum(to_float(total)));  // exact: below 2^24
     return most / 127.0f;
 }
 
@@ -178,63 +177,88 @@ static void multiply_int4(long rows, const uint8_t* x, const char* w, long width
 }
 
 #if defined(TRUNKLINE_TILES)
-// `some` groups of `lines` int4 lines, each followed by its scales, to int8 lines 0..15 of inputs 0-3 and 4-7.
+// `some` groups of `lines` int4 lines, each followed by its scales, to int8 lines of inputs 0-3 and 4-7.
 INLINE void unpack_int4(const char* w, long width, long some, long lines, char* to) {
-    const VI low = splat_int(0x0f0f0f0f);
+    typedef int8_t VB __attribute__((vector_size(LINE)));
     for (long g = 0; g < some; g++, w += width * INT4_SCALES)
         for (long l = 0; l < lines; l++, w += width * LINE, to += 2 * width * LINE)
             for (long p = 0; p < width; p++) {
-                VI both = load_as<VI>(w + p * LINE);
-                VI halves[2] = {both & low, (VI)((VU)both >> 4) & low};
+                const VI both = load_as<VI>(w + p * LINE);
+                const VB halves[2] = {(VB)(both & 0x0f0f0f0f) - 8, (VB)((VU)both >> 4 & 0x0f0f0f0f) - 8};
                 __builtin_memcpy(to + p * LINE, &halves[0], LINE);
                 __builtin_memcpy(to + (width + p) * LINE, &halves[1], LINE);
             }
 }
 
-// The sums of one group of inputs, 16 rows x one panel, made numbers and added to c.
-INLINE void add_group(const int32_t* whole, long rows, const char* scale_of, const float* scales, const int32_t* sums,
-                      long stride, bool resume, float* c, long ldc) {
-    const VF scale = from_half((const uint16_t*)scale_of);
-    for (long r = 0; r < rows; r++) {
-        VF value = to_float(load_as<VI>(whole + r * PANEL) + splat_int(-8 * sums[r * stride])) * (scale * splat(scales[r * stride]));
-        store(c + r * ldc, resume ? load(c + r * ldc) + value : value);
+// The sums of G groups of inputs, 16 rows x `width` panels each, made numbers and added to c in order.
+template <int G>
+INLINE void add_groups(const int32_t (*whole)[SLAB][TILE_HEIGHT * PANEL], long rows, long width, const char* behind, long of_group,
+                       const float* scales, long stride, bool resume, float* c, long ldc) {
+    for (long p = 0; p < width; p++) {
+        VF factors[G];
+#pragma GCC unroll 4
+        for (int g = 0; g < G; g++) factors[g] = from_half((const uint16_t*)(behind + g * of_group + p * INT4_SCALES));
+        for (long r = 0; r < rows; r++) {
+            float* at = c + r * ldc + p * PANEL;
+            VF total = {};
+#pragma GCC unroll 4
+            for (int g = 0; g < G; g++) {
+                const VF value = to_float(load_as<VI>(whole[g][p] + r * PANEL)) * (factors[g] * splat(scales[r * stride + g]));
+                total = g ? total + value : resume ? load(at) + value : value;
+            }
+            store(at, total);
+        }
     }
 }
 
-// As `multiply_int4`, on tiles: a stretch is unpacked to int8 in the first cache, then groups of rows take turns.
-// A group of inputs ends within a tile: the activations are zeros from there on, whatever the weights are.
+// As `multiply_int4`, on tiles: a stretch is unpacked to int8 in the first cache, then groups of rows take turns. A longer
+// group of inputs is unpacked in pieces, for each of them. It ends within a tile: the activations are zeros from there on,
+// whatever the weights are.
 static void multiply_tiles_int4(long rows, TileInput x, const char* w, long width, long k, long size, const float* scales,
-                                const int32_t* sums, float* c, const char* fetch, const char* fetch_end) {
+                                float* c, const char* fetch, const char* fetch_end) {
+    constexpr long LINES = INT4_STRETCH, STEPS = 2 * LINES / TILE_LINES, MOST = LINES / 4;  // groups in a stretch
     const long all = k / size, lines = size / 8, steps = (size + 63) / 64, ldc = width * PANEL;
-    const long stretch = lines < INT4_STRETCH ? INT4_STRETCH / lines : 1, of_group = width * (lines * LINE + INT4_SCALES);
-    alignas(LINE) char room[(2 * INT4_STRETCH + TILE_LINES) * SLAB * LINE];
-    alignas(LINE) int32_t whole[SLAB][TILE_HEIGHT * PANEL];
-    const long calls = all * ((rows + 15) / 16);
+    const long stretch = lines < LINES ? LINES / lines : 1, of_group = width * (lines * LINE + INT4_SCALES);
+    alignas(LINE) char room[(2 * LINES + TILE_LINES) * SLAB * LINE];
+    alignas(LINE) int32_t whole[MOST][SLAB][TILE_HEIGHT * PANEL];
+    const long calls = all * ((rows + 15) / 16) * steps * 4;
     Fetch ahead{fetch, fetch_end, ((fetch_end - fetch) / LINE + calls - 1) / calls, false};
     for (long first = 0; first < all; first += stretch, w += stretch * of_group) {
         const long some = all - first < stretch ? all - first : stretch;
-        unpack_int4(w, width, some, lines, room);
+        if (lines <= LINES) unpack_int4(w, width, some, lines, room);
         for (long r = 0; r < rows; r += TILE_HEIGHT) {
-            const long mine = rows - r < TILE_HEIGHT ? rows - r : TILE_HEIGHT;
             for (long g = 0; g < some; g++) {
-                ahead.step();
                 const char* from = x.at + r / TILE_HEIGHT * x.group + (first + g) * steps * x.step;
                 const char* weights = room + 2 * g * lines * width * LINE;
                 tile_zero<0>(), tile_zero<1>(), tile_zero<2>(), tile_zero<3>();
                 for (long s = 0; s < steps; s++, from += x.step, weights += TILE_LINES * width * LINE) {
+                    if (lines > LINES && s % STEPS == 0) {
+                        const long done = s / STEPS * LINES, more = lines - done < LINES ? lines - done : LINES;
+                        unpack_int4(w + done * width * LINE, width, 1, more, room), weights = room;
+                    }
                     tile_load<4>(from, x.row);
+                    ahead.step();
                     tile_load<6>(weights, width * LINE);
                     dot_levels<0, 6>();
+                    ahead.step();
                     if (width > 1) tile_load<7>(weights + LINE, width * LINE), dot_levels<1, 7>();
+                    ahead.step();
                     if (width > 2) tile_load<6>(weights + 2 * LINE, width * LINE), dot_levels<2, 6>();
+                    ahead.step();
                     if (width > 3) tile_load<7>(weights + 3 * LINE, width * LINE), dot_levels<3, 7>();
                 }
-                tile_store<0>(whole[0], LINE), tile_store<1>(whole[1], LINE);
-                tile_store<2>(whole[2], LINE), tile_store<3>(whole[3], LINE);
-                const char* behind = w + g * of_group + lines * width * LINE;
-                for (long p = 0; p < width; p++)
-                    add_group(whole[p], mine, behind + p * INT4_SCALES, scales + r * all + first + g,
-                              sums + r * all + first + g, all, first + g > 0, c + r * ldc + p * PANEL, ldc);
+                tile_store<0>(whole[g][0], LINE), tile_store<1>(whole[g][1], LINE);
+                tile_store<2>(whole[g][2], LINE), tile_store<3>(whole[g][3], LINE);
+            }
+            const long mine = rows - r < TILE_HEIGHT ? rows - r : TILE_HEIGHT;
+            const float* scale = scales + r * all + first;
+            const char* behind = w + lines * width * LINE;
+            float* at = c + r * ldc;
+            if (some == MOST) {
+                add_groups<MOST>(whole, mine, width, behind, of_group, scale, all, first > 0, at, ldc);
+            } else {
+                for (long g = 0; g < some; g++)
+                    add_groups<1>(whole + g, mine, width, behind + g * of_group, of_group, scale + g, all, first + g > 0, at, ldc);
             }
         }
     }

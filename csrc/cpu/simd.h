@@ -164,9 +164,13 @@ INLINE VI dot4(VI acc, VI unsigned_bytes, VI signed_bytes) {
 
 // float16 to float32, without infinities and NaN.
 INLINE VF from_half(const uint16_t* from) {
+#if defined(__AVX512F__)
+    return (VF)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)from));
+#else
     VU bits = __builtin_convertvector(load_as<VH>(from), VU);
     VF magnitude = (VF)((bits & 0x7fff) << 13) * splat(0x1p112f);
     return (VF)((VU)magnitude | (bits & 0x8000) << 16);
+#endif
 }
 
 // b where either is no number.

@@ -21,15 +21,15 @@ constexpr long TILE_HEIGHT = 16, TILE_LINES = 16;
 constexpr long TILE_STRETCH = 4;  // steps of a slab that stay in the first cache while groups of rows take turns
 constexpr long INT4_STRETCH = 16;  // the same, of int4: lines, which are twice as many when unpacked
 
-// Tiles of `rows` rows of sums and activations, of `below` in a second group. Each thread sets them for itself, and lets
-// go when it is done.
+// Tiles of `rows` rows of sums and activations, of `below` in a second group; steps of `lines` lines. Each thread sets
+// them for itself, and lets go when it is done.
 struct TileSetup {
     explicit TileSetup(long rows) : TileSetup(rows, rows) {}
-    TileSetup(long rows, long below) {
+    TileSetup(long rows, long below, long lines = TILE_LINES) {
         alignas(64) uint8_t config[64] = {1};  // the palette
         for (int t = 0; t < 8; t++) {
-            config[16 + 2 * t] = LINE;
-            config[48 + t] = uint8_t(t > 5 ? TILE_LINES : t == 2 || t == 3 || t == 5 ? below : rows);
+            config[16 + 2 * t] = uint8_t(t == 4 || t == 5 ? 4 * lines : LINE);
+            config[48 + t] = uint8_t(t > 5 ? lines : t == 2 || t == 3 || t == 5 ? below : rows);
         }
         asm volatile("ldtilecfg %0" ::"m"(config) : "memory");
     }
@@ -75,10 +75,10 @@ struct TileBytes {  // int8 weights, activations 128 higher than they are, as `B
     }
 };
 
-// int4 weights as 0..15 in tile B, signed activations in tile 4.
+// int4 weights as -8..7 in tile B, signed activations in tile 4.
 template <int C, int B>
 INLINE void dot_levels() {
-    asm volatile("tdpbsud %%tmm%c1, %%tmm4, %%tmm%c0" ::"i"(C), "i"(B));
+    asm volatile("tdpbssd %%tmm%c1, %%tmm4, %%tmm%c0" ::"i"(C), "i"(B));
 }
 
 // Where tiles of activations lie: bytes from one row, step and group of 16 rows to the next.

@@ -11,8 +11,14 @@ from torch import Tensor
 from trunkline.kernels import ref
 from trunkline.kernels.ops import Kernels, Quantization
 
-FORMATS = [Quantization(8), Quantization(4, 32), Quantization(4, 128)]
-IDS = ["int8", "int4-32", "int4-128"]
+FORMATS = [
+    Quantization(8),
+    Quantization(4, 32),
+    Quantization(4, 96),
+    Quantization(4, 128),
+    Quantization(4, 320),
+]
+IDS = ["int8", "int4-32", "int4-96", "int4-128", "int4-320"]
 NAN, INF = float("nan"), float("inf")
 FEW = settings(
     max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
@@ -74,7 +80,7 @@ def test_products_are_those_of_the_rounded_numbers_and_rows_stand_alone(
 
 
 @pytest.mark.parametrize(
-    ("quantization", "most"), list(zip(FORMATS, (0.012, 0.12, 0.14), strict=True)), ids=IDS
+    ("quantization", "most"), list(zip(FORMATS, (0.012, 0.12, 0.14, 0.14, 0.16), strict=True)), ids=IDS
 )
 def test_rounding_costs_what_its_bits_say(kernels: Kernels, quantization: Quantization, most: float) -> None:
     """Normal weights and inputs, 1,024 of them: the error against the unrounded product."""
