@@ -26,8 +26,7 @@ INLINE float norm_scale(const T* x, long dim, float eps) {
 }
 
 template <class T, class O>
-INLINE void normalize(const T* x, const T* gain, O* out, long dim, float eps) {
-    const float scale = norm_scale(x, dim, eps);
+INLINE void scale_row(const T* x, const T* gain, float scale, O* out, long dim) {
     long i = 0;
     for (; i + W <= dim; i += W) store(out + i, load(x + i) * scale * load(gain + i));
     for (; i < dim; i++) store_one(out + i, widen(x[i]) * scale * widen(gain[i]));
@@ -39,9 +38,9 @@ static void norm_rows(const NormArgs& a) {
 #pragma omp parallel for schedule(static) num_threads(a.threads) if (a.threads > 1 && rows * a.dim > SERIAL_ELEMENTS)
     for (long row = 0; row < rows; row++) {
         long token = row / a.heads, head = row % a.heads;
-        normalize((const T*)a.x + token * a.x_stride + head * a.dim,
-                  (const T*)a.gain + (a.gain_heads == 1 ? 0 : head) * a.dim,
-                  (T*)a.out + token * a.out_stride + head * a.dim, a.dim, a.eps);
+        const T* x = (const T*)a.x + token * a.x_stride + head * a.dim;
+        scale_row(x, (const T*)a.gain + (a.gain_heads == 1 ? 0 : head) * a.dim, norm_scale(x, a.dim, a.eps),
+                  (T*)a.out + token * a.out_stride + head * a.dim, a.dim);
     }
 }
 
@@ -62,17 +61,21 @@ INLINE void rotate_head(const float* x, const float* table, T* out, long dim) {
 
 template <class T>
 static void rotate_rows(const NormArgs& a) {
-    const long rows = a.tokens * a.heads;
-#pragma omp parallel for schedule(static) num_threads(a.threads) if (a.threads > 1 && rows * a.dim > SERIAL_ELEMENTS)
-    for (long row = 0; row < rows; row++) {
-        float wide[MAX_HEAD_DIM];
-        long token = row / a.heads, head = row % a.heads;
-        const T* x = (const T*)a.x + token * a.x_stride + head * a.dim;
-        if (a.gain)
-            normalize(x, (const T*)a.gain + (a.gain_heads == 1 ? 0 : head) * a.dim, wide, a.dim, a.eps);
-        else
-            for (long i = 0; i < a.dim; i++) wide[i] = widen(x[i]);
-        rotate_head(wide, a.table + token * 2 * a.dim, (T*)a.out + token * a.out_stride + head * a.dim, a.dim);
+    constexpr long SCALES = 8;  // that are computed one after another: each is a chain of its own
+#pragma omp parallel for schedule(static) num_threads(a.threads) if (a.threads > 1 && a.tokens * a.heads * a.dim > SERIAL_ELEMENTS)
+    for (long token = 0; token < a.tokens; token++) {
+        float wide[MAX_HEAD_DIM], scales[SCALES];
+        const T *x = (const T*)a.x + token * a.x_stride, *gain = (const T*)a.gain;
+        T* out = (T*)a.out + token * a.out_stride;
+        for (long head = 0; head < a.heads; head++, x += a.dim, out += a.dim) {
+            if (gain && head % SCALES == 0)
+                for (long i = 0; i < SCALES && head + i < a.heads; i++) scales[i] = norm_scale(x + i * a.dim, a.dim, a.eps);
+            if (gain)
+                scale_row(x, gain + (a.gain_heads == 1 ? 0 : head) * a.dim, scales[head % SCALES], wide, a.dim);
+            else
+                for (long i = 0; i < a.dim; i++) wide[i] = widen(x[i]);
+            rotate_head(wide, a.table + token * 2 * a.dim, out, a.dim);
+        }
     }
 }
 
