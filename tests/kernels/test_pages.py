@@ -12,7 +12,7 @@ import torch
 from trunkline.attention.backend import KVPool
 from trunkline.kernels import pages
 from trunkline.kernels.ops import PagedShape
-from trunkline.kernels.pages import LARGE_PAGES, NOT_NEEDED, advise, populate, wait_until_populated
+from trunkline.kernels.pages import LARGE_PAGES, NOT_NEEDED, Populating, advise, wait_until_populated
 
 SMAPS = Path("/proc/self/smaps")
 large = pytest.mark.skipif(
@@ -43,32 +43,44 @@ def resident(tensor: torch.Tensor) -> int:
     return page * sum(state & 1 for state in states)
 
 
-def test_memory_is_there_before_it_is_written() -> None:
-    whole = torch.empty(1 << 26, dtype=torch.uint8)  # large enough to be fresh from the system
-    whole[5_000_000:5_000_100] = 7
-    assert resident(whole) < 1 << 25
-    populate(whole)
-    wait_until_populated()
-    assert resident(whole) >= whole.nbytes - 2 * mmap.PAGESIZE
-    assert int(whole.sum(dtype=torch.int64)) == 700
+def fresh(pages: int) -> torch.Tensor:
+    """A pool of 2 layers and pages of 64 KiB, of memory that the system has not provided yet."""
+    return torch.empty(2, pages, 1 << 15, dtype=torch.uint8)
 
 
-def test_nothing_is_populated_for_a_tensor_that_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_is_there_before_it_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pages, "_AHEAD", 1 << 24)  # 256 pages
+    pool = fresh(2048)
+    pool[:, 100] = 7
+    assert resident(pool) < pool.nbytes // 8
+    ahead = Populating(pool)
+    for page, expected in ((-1, 256), (10, 256), (400, 657), (500, 657), (2047, 2048)):
+        ahead.reach(page)
+        wait_until_populated()
+        for layer in pool.unbind(0):
+            cut = 1 << 16  # the system's pages that two pieces share
+            assert resident(layer[:expected]) >= expected * (1 << 15) - cut
+            assert resident(layer[expected + 64 :]) < 1 << 22  # one large page at most
+    assert int(pool.sum(dtype=torch.int64)) == 2 * 7 << 15
+
+
+def test_nothing_is_populated_for_a_pool_that_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
     monkeypatch.setattr(pages, "advise", lambda part, advice: not calls.append(part.numel()))
     monkeypatch.setattr(pages.time, "sleep", lambda _: holder.clear())
-    holder = [torch.empty(1 << 26, dtype=torch.uint8)]
-    populate(holder[0])
+    holder = [fresh(2048)]
+    Populating(holder[0])
     wait_until_populated()
-    assert calls == [(1 << 23) + mmap.PAGESIZE]
+    assert calls == [1 << 22] * 2  # a piece, of both layers
 
 
 def test_a_system_that_cannot_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
     monkeypatch.setattr(pages, "advise", lambda part, advice: bool(calls.append(part.numel())))
-    populate(torch.empty(1 << 26, dtype=torch.uint8))
+    pool = fresh(2048)
+    Populating(pool)
     wait_until_populated()
-    assert len(calls) <= 1
+    assert len(calls) == 1
 
 
 @large

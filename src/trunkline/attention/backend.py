@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from trunkline.kernels.ops import Kernels, PagedShape, pool_size
-from trunkline.kernels.pages import LARGE_PAGES, advise, populate
+from trunkline.kernels.pages import LARGE_PAGES, Populating, advise
 
 
 class Batch(Protocol):
@@ -58,8 +58,13 @@ class KVPool:
         self.data = torch.empty(size, dtype=dtype, device=device)
         if device.type == "cpu":
             advise(self.data, LARGE_PAGES)
-            populate(self.data)
         self.data[:, -1] = 0
+        self._populating = Populating(self.data) if device.type == "cpu" else None
+
+    def reach(self, pages: Sequence[int]) -> None:
+        """These pages are about to be written."""
+        if self._populating and pages:
+            self._populating.reach(max(pages))
 
     @property
     def nbytes(self) -> int:

@@ -17,6 +17,7 @@ _POPULATE = (
     23  # MADV_POPULATE_WRITE of Linux 5.14: as if each page had been written to, which changes nothing
 )
 _PIECE = 1 << 23  # bytes of one such call: a few milliseconds
+_AHEAD = 1 << 29  # bytes
 _POPULATING = "populate"  # what the threads are called
 
 
@@ -29,30 +30,50 @@ def advise(tensor: Tensor, advice: int | None) -> bool:
     return ctypes.CDLL(None).madvise(ctypes.c_void_p(begin), ctypes.c_size_t(size), advice) == 0
 
 
-def populate(tensor: Tensor) -> None:
-    """Have the system provide a dense CPU tensor's memory before it is written to, in the background.
+class Populating:
+    """Has the system provide a pool's memory in the background, 512 MiB ahead of its use.
 
-    A step that writes to new memory otherwise waits for it: up to 140 ms for the KV of 512 tokens on a
-    virtual machine. The thread works half of the time, and ends early if the tensor goes or the system can't.
+    A step that is the first to write to memory waits for the system: on a virtual machine up to 140 ms for
+    the KV of 512 tokens. A thread works half of the time, while there is something to do; it ends early if
+    the pool goes or the system can't. One thread calls `reach`.
     """
-    kept = weakref.ref(tensor)
 
-    def work() -> None:
-        offset = 0
-        while (whole := kept()) is not None and offset < whole.numel():
-            count, overlap = (size // whole.element_size() for size in (_PIECE, mmap.PAGESIZE))
+    def __init__(self, pool: Tensor) -> None:
+        """`pool` [layers, pages, ...] on the CPU, dense."""
+        self._pool = weakref.ref(pool)
+        self._pages = pool.shape[1]
+        self._of_page = pool.nbytes // pool.shape[1]
+        self._done = self._wanted = 0  # pages
+        self._thread: threading.Thread | None = None
+        self.reach(-1)
+
+    def reach(self, page: int) -> None:
+        """Pages up to `page` are about to be written."""
+        ahead = _AHEAD // self._of_page
+        wanted = min(page + 1 + ahead, self._pages)
+        if wanted < min(self._wanted + ahead // 2 + 1, self._pages) or wanted == self._wanted:
+            return
+        self._wanted = wanted
+        if self._thread is None or not self._thread.is_alive():
+            self._thread = threading.Thread(target=self._work, name=_POPULATING, daemon=True)
+            self._thread.start()
+
+    def _work(self) -> None:
+        step = max(1, _PIECE // self._of_page)
+        while self._done < self._wanted:
             started = time.perf_counter()
-            if not advise(whole.view(-1)[offset : offset + count + overlap], _POPULATE):
+            pool = self._pool()
+            if pool is None or not all(
+                advise(layer[self._done : self._done + step], _POPULATE) for layer in pool.unbind(0)
+            ):
                 return
-            offset += count
-            del whole
+            del pool
+            self._done += step
             time.sleep(time.perf_counter() - started)
-
-    threading.Thread(target=work, name=_POPULATING, daemon=True).start()
 
 
 def wait_until_populated() -> None:
-    """Wait for all threads of `populate`."""
+    """Wait for all threads of `Populating`."""
     for thread in threading.enumerate():
         if thread.name == _POPULATING:
             thread.join()

@@ -151,8 +151,10 @@ class ModelWorker:
             self.rows.retire(row)
         for admit in plan.admits:
             self.rows.admit(admit)
+            self.pool.reach(admit.pages)
         for entry in plan.new_pages:
             self.rows.set_pages(entry)
+            self.pool.reach(entry.pages)
         for tokens in plan.appends:
             self.rows.append(tokens)
         if not plan.rows:
