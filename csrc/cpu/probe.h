@@ -12,10 +12,11 @@ namespace TRUNKLINE_ISA {
 static void read_memory(const char* data, long bytes, int threads) {
 #pragma omp parallel num_threads(threads)
     {
+        constexpr long AHEAD = 2048;  // that reads most where nothing is multiplied
         const long me = omp_get_thread_num(), team = omp_get_num_threads(), step = 4 * W * 4;
         VI seen[4] = {};
         for (long at = bytes / step * me / team; at < bytes / step * (me + 1) / team; at++) {
-            __builtin_prefetch(data + at * step + STREAM_AHEAD, 0, 3);
+            __builtin_prefetch(data + at * step + AHEAD, 0, 3);
 #pragma GCC unroll 4
             for (int i = 0; i < 4; i++) seen[i] ^= load_as<VI>(data + at * step + i * W * 4);
         }
