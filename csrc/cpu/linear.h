@@ -218,7 +218,7 @@ static void product(const LinearArgs& args) {
 static void product_pairs(const LinearArgs& args) { product<TilePairs, uint16_t>(args); }
 template <class Given>
 static void product_whole(const LinearArgs& args) {
-    const bool int4 = args.format.store == Store::int4, few = args.m <= (int4 ? 8 : 2);  // vectors read them faster
+    const bool int4 = args.format.store == Store::int4, few = args.m <= (int4 ? 8 : 4);  // vectors read them faster
     few || (int4 && args.format.group % 32) ? product<Bytes, Given>(args) : product<TileBytes, Given>(args);
 }
 #else
