@@ -107,9 +107,10 @@ struct Fetch {
 
 // 16 * R rows x P panels over `steps` steps of a slab, continued from c if `resume`.
 template <class Kind, int R, int P>
-INLINE void micro_tiles(TileInput x, const char* w, long width, long steps, bool resume, float* c, long ldc, Fetch& fetch) {
+INLINE void micro_tiles(TileInput x, const char* w, long width, long steps, bool resume, float* c, long ldc, Fetch& after) {
     static_assert(R * P <= 4 && R <= 2, "the sums fit tiles 0 to 3");
     const long stride = width * LINE, of_row = ldc * 4;
+    Fetch fetch = after;  // in registers, whatever is inlined
     float* below = c + TILE_HEIGHT * ldc;
     if (resume) {
         tile_load<0>(c, of_row);
@@ -148,6 +149,7 @@ INLINE void micro_tiles(TileInput x, const char* w, long width, long steps, bool
             Kind::template dot<3, 4, 7>();
         }
     }
+    after = fetch;
     tile_store<0>(c, of_row);
     if constexpr (P > 1) tile_store<1>(c + PANEL, of_row);
     if constexpr (P > 2) tile_store<2>(c + 2 * PANEL, of_row), tile_store<3>(c + 3 * PANEL, of_row);
