@@ -50,6 +50,7 @@ def fresh(pages: int) -> torch.Tensor:
 
 def test_memory_is_there_before_it_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pages, "_AHEAD", 1 << 24)  # 256 pages
+    monkeypatch.setattr(pages, "_IDLE", 0.0)
     pool = fresh(2048)
     pool[:, 100] = 7
     assert resident(pool) < pool.nbytes // 8
@@ -62,6 +63,25 @@ def test_memory_is_there_before_it_is_written(monkeypatch: pytest.MonkeyPatch) -
             assert resident(layer[:expected]) >= expected * (1 << 15) - cut
             assert resident(layer[expected + 64 :]) < 1 << 22  # one large page at most
     assert int(pool.sum(dtype=torch.int64)) == 2 * 7 << 15
+
+
+def test_steps_are_not_disturbed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pages, "_AHEAD", 1 << 24)
+    pool = fresh(2048)
+    ahead = Populating(pool)
+    wait_until_populated()
+    now, naps = [100.0], []
+    monkeypatch.setattr(pages.time, "monotonic", lambda: now[0])
+
+    def sleep(seconds: float) -> None:
+        naps.append((seconds, resident(pool)))
+        now[0] += seconds
+
+    monkeypatch.setattr(pages.time, "sleep", sleep)
+    ahead.reach(1000)
+    wait_until_populated()
+    assert naps[0] == (1.0, naps[0][1]) and naps[0][1] < 1 << 25  # a second without a step, then on
+    assert resident(pool) > 1 << 26
 
 
 def test_nothing_is_populated_for_a_pool_that_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:

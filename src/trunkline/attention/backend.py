@@ -61,10 +61,10 @@ class KVPool:
         self.data[:, -1] = 0
         self._populating = Populating(self.data) if device.type == "cpu" else None
 
-    def reach(self, pages: Sequence[int]) -> None:
-        """These pages are about to be written."""
-        if self._populating and pages:
-            self._populating.reach(max(pages))
+    def reach(self, page: int) -> None:
+        """A step begins, which may be the first to write to pages up to `page`."""
+        if self._populating:
+            self._populating.reach(page)
 
     @property
     def nbytes(self) -> int:

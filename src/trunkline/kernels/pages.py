@@ -17,7 +17,8 @@ _POPULATE = (
     23  # MADV_POPULATE_WRITE of Linux 5.14: as if each page had been written to, which changes nothing
 )
 _PIECE = 1 << 23  # bytes of one such call: a few milliseconds
-_AHEAD = 1 << 29  # bytes
+_AHEAD = 1 << 30  # bytes
+_IDLE = 1.0  # seconds without a step
 _POPULATING = "populate"  # what the threads are called
 
 
@@ -31,10 +32,10 @@ def advise(tensor: Tensor, advice: int | None) -> bool:
 
 
 class Populating:
-    """Has the system provide a pool's memory in the background, 512 MiB ahead of its use.
+    """Has the system provide a pool's memory while no step runs, 1 GiB ahead of its use.
 
     A step that is the first to write to memory waits for the system: on a virtual machine up to 140 ms for
-    the KV of 512 tokens. A thread works half of the time, while there is something to do; it ends early if
+    the KV of 512 tokens. A thread works while there is something to do, half of the time; it ends early if
     the pool goes or the system can't. One thread calls `reach`.
     """
 
@@ -45,10 +46,15 @@ class Populating:
         self._of_page = pool.nbytes // pool.shape[1]
         self._done = self._wanted = 0  # pages
         self._thread: threading.Thread | None = None
-        self.reach(-1)
+        self._last_step = -_IDLE
+        self._want(-1)
 
     def reach(self, page: int) -> None:
-        """Pages up to `page` are about to be written."""
+        """A step begins, which may be the first to write to pages up to `page`."""
+        self._last_step = time.monotonic()
+        self._want(page)
+
+    def _want(self, page: int) -> None:
         ahead = _AHEAD // self._of_page
         wanted = min(page + 1 + ahead, self._pages)
         if wanted < min(self._wanted + ahead // 2 + 1, self._pages) or wanted == self._wanted:
@@ -61,6 +67,9 @@ class Populating:
     def _work(self) -> None:
         step = max(1, _PIECE // self._of_page)
         while self._done < self._wanted:
+            if (rest := self._last_step + _IDLE - time.monotonic()) > 0:
+                time.sleep(rest)  # steps need the cores: what they touch now they have to wait for
+                continue
             started = time.perf_counter()
             pool = self._pool()
             if pool is None or not all(

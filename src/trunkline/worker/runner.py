@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 import torch
@@ -151,12 +152,13 @@ class ModelWorker:
             self.rows.retire(row)
         for admit in plan.admits:
             self.rows.admit(admit)
-            self.pool.reach(admit.pages)
         for entry in plan.new_pages:
             self.rows.set_pages(entry)
-            self.pool.reach(entry.pages)
         for tokens in plan.appends:
             self.rows.append(tokens)
+        self.pool.reach(
+            max(chain(*(a.pages for a in plan.admits), *(p.pages for p in plan.new_pages)), default=-1)
+        )
         if not plan.rows:
             return Step(plan)
         if any(step.num_drafts for step in plan.rows):
