@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import ctypes
 import mmap
+import threading
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -43,6 +46,12 @@ def resident(tensor: torch.Tensor) -> int:
     return page * sum(state & 1 for state in states)
 
 
+@pytest.fixture(autouse=True)
+def no_other_pool() -> None:
+    """Pools of earlier tests have what they want."""
+    wait_until_populated()
+
+
 def fresh(pages: int) -> torch.Tensor:
     """A pool of 2 layers and pages of 64 KiB, of memory that the system has not provided yet."""
     return torch.empty(2, pages, 1 << 15, dtype=torch.uint8)
@@ -71,25 +80,34 @@ def test_steps_are_not_disturbed(monkeypatch: pytest.MonkeyPatch) -> None:
     ahead = Populating(pool)
     wait_until_populated()
     now, naps = [100.0], []
-    monkeypatch.setattr(pages.time, "monotonic", lambda: now[0])
 
     def sleep(seconds: float) -> None:
         naps.append((seconds, resident(pool)))
         now[0] += seconds
 
-    monkeypatch.setattr(pages.time, "sleep", sleep)
+    clock = SimpleNamespace(sleep=sleep, monotonic=lambda: now[0], perf_counter=time.perf_counter)
+    monkeypatch.setattr(pages, "time", clock)
     ahead.reach(1000)
     wait_until_populated()
-    assert naps[0] == (1.0, naps[0][1]) and naps[0][1] < 1 << 25  # a second without a step, then on
+    assert naps[0][0] == 1.0 and naps[0][1] < 1 << 25  # a second without a step, then on
     assert resident(pool) > 1 << 26
 
 
 def test_nothing_is_populated_for_a_pool_that_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
-    calls = []
+    calls, asleep, gone = [], threading.Event(), threading.Event()
+
+    def sleep(_: float) -> None:
+        asleep.set()
+        assert gone.wait(10)
+
+    clock = SimpleNamespace(sleep=sleep, monotonic=time.monotonic, perf_counter=time.perf_counter)
+    monkeypatch.setattr(pages, "time", clock)
     monkeypatch.setattr(pages, "advise", lambda part, advice: not calls.append(part.numel()))
-    monkeypatch.setattr(pages.time, "sleep", lambda _: holder.clear())
-    holder = [fresh(2048)]
-    Populating(holder[0])
+    pool = fresh(2048)
+    Populating(pool)
+    assert asleep.wait(10)
+    del pool
+    gone.set()
     wait_until_populated()
     assert calls == [1 << 22] * 2  # a piece, of both layers
 
