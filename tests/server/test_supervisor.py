@@ -287,11 +287,18 @@ def test_a_killed_supervisor_leaves_nothing(ending: Ending) -> None:
     ending.assert_nothing_is_left()
 
 
+def is_worker(process: psutil.Process) -> bool:
+    try:
+        return "server.worker" in " ".join(process.cmdline())
+    except psutil.NoSuchProcess:  # or a zombie: it died a moment ago
+        return False
+
+
 @pytest.mark.slow
 def test_processes_that_keep_dying_end_the_server(ending: Ending) -> None:
     server, killed = ending.two.server, set[int]()
     while server.process.poll() is None:
-        found = [p for p in ending.two.processes() if "server.worker" in " ".join(p.cmdline())]
+        found = [p for p in ending.two.processes() if is_worker(p)]
         ending.processes += found
         for process in found:
             if process.pid not in killed:
