@@ -72,7 +72,7 @@ struct Coming {
         }
     }
     bool turn() {
-        if (side < 2 && run == block->num_runs) run = 0, side++;
+        while (side < 2 && run == block->num_runs) run = 0, side++;
         if (side == 2) return false;
         at = (const char*)(block->runs[run].from + offsets[side]);
         end = at + block->runs[run].tokens * width * long(sizeof(T));
@@ -662,6 +662,8 @@ struct Worker {
             const long head = item.head + turn, after = turn + 1 < item.heads ? head + 1 : item.head;
             if (turn + 1 < item.heads || ready)
                 coming.aim(after > head ? now : next, keys_of(after), values_of(after), width);
+            else
+                coming = {};
             float* kept = item.kept < 0 ? nullptr : part_of(item, index, turn);
             if (now->first < now->last)
                 score(head, turn, scoring(head));

@@ -87,11 +87,11 @@ public:
                           table.size[1] == 2 && table.size[2] == dim,
                "dense float32 [" + number(tokens) + ", 2, " + number(dim) + "]");
         const Store store = pool_store(pool, dim);
-        const long pages = plan.num_slots / plan.page_size;
+        const long pages = plan.num_slots / plan.page_size();
         EXPECT(pool, pool.dims == 6 && pool.dense() && pool.size[0] == count && pool.size[1] >= pages && pool.size[2] == 2 &&
-                         pool.size[3] == kv_heads && pool.size[4] == plan.page_size && pool.size[5] == head_width(store, dim),
+                         pool.size[3] == kv_heads && pool.size[4] == plan.page_size() && pool.size[5] == head_width(store, dim),
                "dense [" + number(count) + ", " + number(pages) + " or more, 2, " + number(kv_heads) + ", " +
-                   number(plan.page_size) + ", " + number(head_width(store, dim)) + "]");
+                   number(plan.page_size()) + ", " + number(head_width(store, dim)) + "]");
         if (long(windows.size()) != count) refuse("layers: " + number(long(windows.size())) + " windows for " + number(count));
         const int64_t* checked = indices(slots, pool.size[1] * pool.size[4]);
         EXPECT(slots, slots.size[0] == tokens, "[" + number(tokens) + "]");

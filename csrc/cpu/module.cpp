@@ -201,9 +201,9 @@ void call_attention(nb::handle q_object, nb::handle pool_object, const Attention
     q.floats();
     const long dim = q.dims == 3 ? q.size[2] : 0;
     const Store store = pool_store(pool, dim);
-    const long pages = plan.num_slots / plan.page_size;
-    EXPECT(pool, pool.dims == 5 && pool.dense() && pool.size[0] >= pages && pool.size[1] == 2 && pool.size[3] == plan.page_size,
-           "dense [" + number(pages) + " or more, 2, heads, " + number(plan.page_size) + ", dim]");
+    const long pages = plan.num_slots / plan.page_size();
+    EXPECT(pool, pool.dims == 5 && pool.dense() && pool.size[0] >= pages && pool.size[1] == 2 && pool.size[3] == plan.page_size(),
+           "dense [" + number(pages) + " or more, 2, heads, " + number(plan.page_size()) + ", dim]");
     EXPECT(q, q.dims == 3 && q.dense(1) && q.size[0] == plan.tokens && pool.size[2] > 0 &&
                   q.size[1] % pool.size[2] == 0 && head_width(store, dim) == pool.size[4],
               "[" + number(plan.tokens) + ", a multiple of " + number(pool.size[2]) + ", " +

@@ -9,8 +9,8 @@ const int32_t* numbers(const Tensor& tensor) { return reinterpret_cast<const int
 }  // namespace
 
 AttentionPlan::AttentionPlan(nb::object q_start, nb::object seq_lens, nb::object page_table, nb::object tree_mask,
-                             long window_, long group, long page_size_, long num_slots_, float scale_, float soft_cap_)
-    : window(window_), num_slots(num_slots_), page_size(page_size_), scale(scale_), soft_cap(soft_cap_),
+                             long window_, long group, long page_size, long num_slots_, float scale_, float soft_cap_)
+    : window(window_), num_slots(num_slots_), scale(scale_), soft_cap(soft_cap_),
       owners{q_start, seq_lens, page_table, tree_mask} {
     const char* operation = "plan_attention";
     Tensor starts(operation, "q_start", q_start), lens(operation, "seq_lens", seq_lens),
@@ -31,6 +31,7 @@ AttentionPlan::AttentionPlan(nb::object q_start, nb::object seq_lens, nb::object
 }
 
 void AttentionPlan::check_lengths(long most_pages) const {
+    const long page_size = requests.page_size;
     if (requests.q_start[0] != 0)
         refuse("plan_attention: q_start begins with " + number(requests.q_start[0]) + "; 0 is expected");
     for (long i = 0; i < requests.count; i++) {

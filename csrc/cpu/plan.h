@@ -18,10 +18,12 @@ public:
     // All but the heads and what they are of.
     AttentionArgs args() const;
 
+    long page_size() const { return requests.page_size; }
+
     // Which requests share which blocks of keys: ([requests], from, to).
     nb::list stems() const;
 
-    const long window, num_slots, page_size;
+    const long window, num_slots;
     long tokens = 0;
 
 private:

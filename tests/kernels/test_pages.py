@@ -18,6 +18,9 @@ from trunkline.kernels.ops import PagedShape
 from trunkline.kernels.pages import LARGE_PAGES, NOT_NEEDED, Populating, advise, wait_until_populated
 
 SMAPS = Path("/proc/self/smaps")
+populates = pytest.mark.skipif(
+    not advise(torch.empty(1 << 20, dtype=torch.uint8), pages._POPULATE), reason="the system can't populate"
+)
 large = pytest.mark.skipif(
     LARGE_PAGES is None or not Path("/sys/kernel/mm/transparent_hugepage").exists(), reason="no large pages"
 )
@@ -57,6 +60,7 @@ def fresh(pages: int) -> torch.Tensor:
     return torch.empty(2, pages, 1 << 15, dtype=torch.uint8)
 
 
+@populates
 def test_memory_is_there_before_it_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pages, "_AHEAD", 1 << 24)  # 256 pages
     monkeypatch.setattr(pages, "_IDLE", 0.0)
@@ -74,6 +78,7 @@ def test_memory_is_there_before_it_is_written(monkeypatch: pytest.MonkeyPatch) -
     assert int(pool.sum(dtype=torch.int64)) == 2 * 7 << 15
 
 
+@populates
 def test_steps_are_not_disturbed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pages, "_AHEAD", 1 << 24)
     pool = fresh(2048)
@@ -119,6 +124,13 @@ def test_a_system_that_cannot_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> 
     Populating(pool)
     wait_until_populated()
     assert len(calls) == 1
+
+
+@populates
+def test_a_pool_is_populated() -> None:
+    pool = KVPool(2, PagedShape(2, 2, 64, 16, 65_536), torch.bfloat16, torch.device("cpu"))
+    wait_until_populated()
+    assert resident(pool.data) > pool.nbytes - (1 << 20)
 
 
 @large

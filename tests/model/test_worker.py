@@ -80,6 +80,15 @@ def test_pages_may_grow_and_be_swapped(worker: ModelWorker) -> None:
     assert [*rest.rows[0].token_ids, *token][1:] == expected[:1]
 
 
+def test_the_pool_knows_how_far_a_step_writes(worker: ModelWorker, monkeypatch: pytest.MonkeyPatch) -> None:
+    reached: list[int] = []
+    monkeypatch.setattr(worker.pool, "reach", reached.append)
+    step(worker, (0, 7, True), admits=[admit(IDS, [9, 4])])
+    worker.forward(StepPlan(step=0, new_pages=[PagesAt(0, 2, [31, 30])], rows=[RowStep(0, 1, 0, True)]))
+    step(worker, (0, 1, True))
+    assert reached == [9, 31, -1]
+
+
 def test_a_row_with_non_finite_logits_fails_alone(worker: ModelWorker) -> None:
     admits = [admit(IDS, [2 * row, 2 * row + 1], row=row) for row in range(3)]
     fine = step(worker, (0, 7, True), (1, 7, True), (2, 7, True), admits=admits)

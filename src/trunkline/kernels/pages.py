@@ -13,9 +13,8 @@ from torch import Tensor
 # Of 2 MB: fewer page faults when memory is first written, and fewer address look-ups whenever it is read.
 LARGE_PAGES: int | None = getattr(mmap, "MADV_HUGEPAGE", None)
 NOT_NEEDED = mmap.MADV_DONTNEED
-_POPULATE = (
-    23  # MADV_POPULATE_WRITE of Linux 5.14: as if each page had been written to, which changes nothing
-)
+# MADV_POPULATE_WRITE of Linux 5.14: as if each page had been written to, which changes nothing.
+_POPULATE = 23
 _PIECE = 1 << 23  # bytes of one such call: a few milliseconds
 _AHEAD = 1 << 30  # bytes
 _IDLE = 1.0  # seconds without a step
